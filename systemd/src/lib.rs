@@ -1,1 +1,3 @@
-//! Placeholder.
+//! rcr and systemd: tags, units, what crosses the jump, adoption.
+
+pub mod handover;
