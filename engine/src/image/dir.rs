@@ -1,0 +1,145 @@
+//! Images in a directory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::mman::ProtFlags;
+
+use super::map::Mapping;
+use super::{ImageSink, ImageSource};
+
+/// Writes each image as a file of a directory, readable by its owner alone:
+/// images hold what the memory of the tasks held, keys included.
+#[derive(Debug)]
+pub struct DirSink {
+    dir: PathBuf,
+    maps: Vec<Mapping>,
+}
+
+impl DirSink {
+    /// Stores into `dir`, which is made if it does not exist.
+    pub fn create(dir: impl Into<PathBuf>) -> io::Result<Self> {
+        let dir = dir.into();
+        fs::create_dir_all(&dir)?;
+        Ok(Self {
+            dir,
+            maps: Vec::new(),
+        })
+    }
+
+    fn file(&self, name: &str) -> io::Result<File> {
+        let path = path_of(&self.dir, name)?;
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    }
+}
+
+impl ImageSink for DirSink {
+    fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.file(name)?.write_all(bytes)
+    }
+
+    fn reserve(&mut self, name: &str, len: usize) -> io::Result<&mut [u8]> {
+        let file = self.file(name)?;
+        // Allocated at once: a full filesystem is an error here, not a SIGBUS later.
+        if len > 0 {
+            nix::fcntl::posix_fallocate(&file, 0, len as i64)?;
+        }
+        let map = Mapping::new(&file, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        self.maps.push(map);
+        Ok(self.maps.last_mut().expect("just pushed").bytes_mut())
+    }
+}
+
+/// Reads the images of a directory.
+#[derive(Debug)]
+pub struct DirSource {
+    images: BTreeMap<String, Mapping>,
+}
+
+impl DirSource {
+    /// Maps every regular file in `dir`.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        let mut images = BTreeMap::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            let file = File::open(entry.path())?;
+            let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+            images.insert(name, Mapping::new(&file, len, ProtFlags::PROT_READ)?);
+        }
+        Ok(Self { images })
+    }
+}
+
+impl ImageSource for DirSource {
+    fn get(&self, name: &str) -> io::Result<Option<&[u8]>> {
+        Ok(self.images.get(name).map(Mapping::bytes))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.images.keys().cloned().collect()
+    }
+}
+
+/// The file of an image; a name is one plain path component.
+fn path_of(dir: &Path, name: &str) -> io::Result<PathBuf> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        let what = format!("{name:?} is no image name");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    Ok(dir.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_or_filled_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = DirSink::create(dir.path().join("images")).unwrap();
+        sink.put("a.img", b"alpha").unwrap();
+        sink.reserve("pages-1.img", 8192).unwrap()[4096..].fill(7);
+        assert!(sink.reserve("empty.img", 0).unwrap().is_empty());
+        drop(sink);
+
+        let source = DirSource::open(&dir.path().join("images")).unwrap();
+        assert_eq!(source.names(), ["a.img", "empty.img", "pages-1.img"]);
+        assert_eq!(source.get("a.img").unwrap(), Some(b"alpha".as_slice()));
+        let pages = source.get("pages-1.img").unwrap().unwrap();
+        assert_eq!(pages.as_ptr() as usize % 4096, 0);
+        assert!(pages[..4096].iter().all(|&b| b == 0) && pages[4096..].iter().all(|&b| b == 7));
+        assert_eq!(source.get("empty.img").unwrap(), Some(b"".as_slice()));
+        assert_eq!(source.get("b.img").unwrap(), None);
+    }
+
+    #[test]
+    fn a_name_is_written_once_and_stays_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = DirSink::create(dir.path()).unwrap();
+        sink.put("a.img", b"1").unwrap();
+        assert_eq!(
+            sink.put("a.img", b"2").unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        for name in ["", "..", "../x", "a/b"] {
+            assert_eq!(
+                sink.put(name, b"").unwrap_err().kind(),
+                io::ErrorKind::InvalidInput
+            );
+        }
+    }
+}
