@@ -1,1 +1,65 @@
-fn main() {}
+//! The commands of this repository; `cargo xtask --help` lists them.
+
+mod artifacts;
+mod dev_vm;
+mod host;
+mod image;
+mod mirror;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, shows and tests rcr.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Makes the virtual machine's image and nothing else.
+    Image,
+    /// Machines to work with by hand: started, driven and ended one by one.
+    Vm {
+        #[command(subcommand)]
+        action: dev_vm::Action,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Image => {
+            let image = image::prepare()?;
+            println!("{}", image.dir.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Vm { action } => dev_vm::run(action).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// The repository's root.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+}
+
+/// Where everything about virtual machines is kept.
+fn vm_dir() -> PathBuf {
+    root().join("target/vm")
+}

@@ -1,0 +1,110 @@
+//! Snapshots of machines that have just finished booting: resuming one takes a
+//! second or two, booting takes many.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use super::image::{Image, Kernel};
+use super::qemu::{Accel, Machine, QEMU};
+use super::qmp::Qmp;
+use super::{BOOT_TIMEOUT, Options, Ports, Vm};
+
+/// The snapshot's name in the disk.
+pub(super) const TAG: &str = "ready";
+
+/// A disk with a snapshot of a machine at multi-user in it.
+pub struct Snapshot {
+    /// The qcow2 file; its backing file is the image's root.
+    pub disk: PathBuf,
+}
+
+/// The snapshot of `image` booted with `kernel`, made now if there is none.
+///
+/// # Errors
+/// When the machine does not boot.
+pub fn snapshot(image: &Image, kernel: &Kernel, accel: Accel) -> Result<Snapshot> {
+    let dir = image.dir.join("ready");
+    fs::create_dir_all(&dir)?;
+    let version = qemu_version()?;
+    let machine = Machine {
+        accel,
+        kernel,
+        ports: Ports::default(),
+        resume_from: None,
+        detached: false,
+    };
+    let fingerprint = machine.fingerprint();
+    let name = format!(
+        "{}-{}-{version}-{fingerprint}",
+        kernel.release,
+        accel.name()
+    );
+    let disk = dir.join(format!("{name}.qcow2"));
+    let lock = File::create(dir.join(format!("{name}.lock")))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    if !disk.exists() {
+        make(image, kernel, accel, &disk)?;
+    }
+    Ok(Snapshot { disk })
+}
+
+fn make(image: &Image, kernel: &Kernel, accel: Accel, disk: &PathBuf) -> Result<()> {
+    let empty = disk.with_extension("empty");
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(image.root().canonicalize()?)
+        .arg(&empty)
+        .status()
+        .context("starting qemu-img")?;
+    if !made.success() {
+        bail!("qemu-img create failed: {made}");
+    }
+    let dir = disk.with_extension("boot");
+    let options = Options {
+        image,
+        kernel,
+        accel,
+        dir: &dir,
+        payload: None,
+        detached: false,
+    };
+    let mut vm = Vm::spawn(&options, &empty, None)?;
+    vm.agent
+        .wait(BOOT_TIMEOUT, &mut vm.child)
+        .map_err(|error| vm.with_console(error))?;
+    let state = vm.wait_settled()?;
+    if state != "running" {
+        let failed = vm.exec(&["systemctl", "--failed", "--no-legend", "--plain"])?;
+        return Err(vm.with_console(anyhow::anyhow!("the guest is {state}: {failed}")));
+    }
+    vm.exec(&["sync"])?;
+    let mut qmp = Qmp::connect(&vm.dir.join("qmp.sock"))?;
+    qmp.monitor(&format!("savevm {TAG}"))?;
+    qmp.quit()?;
+    if let Some(mut child) = vm.child.take() {
+        child.wait()?;
+    }
+    fs::rename(dir.join("disk.qcow2"), disk)?;
+    fs::remove_file(&empty)?;
+    fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+/// QEMU's version, as a file name: snapshots do not fit another one.
+fn qemu_version() -> Result<String> {
+    let output = Command::new(QEMU)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("starting {QEMU}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text
+        .split_whitespace()
+        .skip_while(|word| *word != "version")
+        .nth(1)
+        .with_context(|| format!("{QEMU} --version said {text}"))?;
+    Ok(version.to_owned())
+}
