@@ -8,7 +8,7 @@ use crate::systemctl::{self, SystemctlError};
 use crate::tags::ServiceName;
 
 /// The properties that are asked for.
-const PROPERTIES: [&str; 22] = [
+const PROPERTIES: [&str; 19] = [
     "Id",
     "LoadState",
     "LoadError",
@@ -22,14 +22,11 @@ const PROPERTIES: [&str; 22] = [
     "RuntimeDirectory",
     "PrivateTmp",
     "DynamicUser",
-    "Delegate",
     "NotifyAccess",
     "StandardOutput",
     "StandardError",
     "SyslogIdentifier",
     "TriggeredBy",
-    "BusName",
-    "NeedDaemonReload",
     "NFileDescriptorStore",
 ];
 

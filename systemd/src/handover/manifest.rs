@@ -73,7 +73,7 @@ pub struct UnitPlan {
     pub image_prefix: String,
     /// Every process of it in the initial PID namespace.
     pub pids: Vec<i32>,
-    /// Directories and files on tmpfs that its image [`super::RUNTIME_IMAGE`]
+    /// Directories and files on tmpfs that its tree [`super::RUNTIME_TREE`]
     /// holds.
     #[serde(default)]
     pub runtime_paths: Vec<String>,

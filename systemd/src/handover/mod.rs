@@ -32,8 +32,13 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Image name of the [`Manifest`] in the store.
 pub const MANIFEST_IMAGE: &str = "manifest.json";
 
-/// Image name, beneath a unit's prefix, of its files on tmpfs: a `newc` archive.
-pub const RUNTIME_IMAGE: &str = "runtime.cpio";
+/// Name, beneath a unit's prefix, of the content tree that holds its files on
+/// tmpfs (`rcr_engine::content::save_paths`).
+pub const RUNTIME_TREE: &str = "runtime";
+
+/// A [`Report`] that the old side leaves on disk at the jump. It holds if early
+/// boot of the new kernel leaves none.
+pub const JUMP_REPORT: &str = "/var/lib/rcr/jumped.json";
 
 /// Directory of the [`AdoptionRecord`]s, one `UNIT.json` each.
 pub const RESTORED_DIR: &str = "/run/rcr/restored";
