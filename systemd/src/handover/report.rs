@@ -184,6 +184,17 @@ impl Report {
         };
     }
 
+    /// The same report in which every service is cold for `reason`.
+    pub fn because(mut self, reason: &str) -> Self {
+        for service in &mut self.services {
+            service.outcome = ServiceOutcome::Cold;
+            service.reason = reason.to_owned();
+        }
+        self.outcome = Outcome::ColdStart;
+        self.reason = reason.to_owned();
+        self
+    }
+
     /// Time between freeze and resume in ms, where both happened.
     pub fn blackout_ms(&self) -> Option<u64> {
         Some(self.resumed_ms?.saturating_sub(self.frozen_ms?))
