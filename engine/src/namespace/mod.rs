@@ -1,0 +1,29 @@
+//! Namespaces of a service: saved, refused, built again.
+//!
+//! | kind | carried |
+//! |---|---|
+//! | mount | rebuilt mount by mount ([`mnt`]) |
+//! | UTS | host and domain name ([`uts`]) |
+//! | user | one level below the initial one: id maps ([`user`]) |
+//! | PID, network, IPC, cgroup | only the host's own; others are refused |
+//! | time | by whoever restores the clocks |
+//!
+//! "The host" is the calling thread's own namespaces throughout.
+
+mod error;
+mod ids;
+pub mod mnt;
+mod sys;
+pub mod user;
+pub mod uts;
+mod view;
+
+pub use error::NamespaceError;
+pub use ids::{NsIds, NsKind, Owner, check_namespaces, mount_owner, uts_owner};
+pub use mnt::{
+    HostEnv, MountNamespace, MountPolicy, build_mounts, check_mounts, estimate_mounts,
+    prepare_host, save_host, save_mounts,
+};
+pub use user::{UserNamespace, build_user, save_user, write_maps};
+pub use uts::{UtsNamespace, restore_uts, save_uts};
+pub use view::MountView;
