@@ -7,5 +7,12 @@
 //!                            └─────> qmp::Qmp         (snapshots, quit)
 //! ```
 
+pub mod dataset;
+pub mod facts;
+pub mod guest;
+pub mod probe;
+pub mod resp;
+pub mod scenarios;
+pub mod upgrade;
 pub mod vm;
 pub mod wire;

@@ -3,34 +3,114 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::host::run;
 use crate::{root, vm_dir};
 
-/// Builds programs of one package and returns where they are.
+/// The packages whose programs are the product.
+const PRODUCT: [&str; 3] = ["rcr-cli", "rcr-initramfs", "rcr-systemd"];
+
+/// Builds programs of one package and returns where they are, in that order.
 ///
 /// # Errors
 /// When the build fails.
 pub fn build(package: &str, programs: &[&str]) -> Result<Vec<PathBuf>> {
-    let mut command = Command::new(env!("CARGO"));
-    command
-        .current_dir(root())
-        .args(["build", "--quiet", "--package", package]);
+    let mut arguments = vec!["--package", package];
     for program in programs {
-        command.args(["--bin", program]);
+        arguments.extend(["--bin", program]);
     }
-    run(&mut command)?;
-    let folder = root().join("target/x86_64-unknown-linux-gnu/debug");
-    Ok(programs
+    let built = build_programs(&arguments)?;
+    programs
         .iter()
-        .map(|program| folder.join(program))
-        .collect())
+        .map(|program| {
+            built
+                .iter()
+                .find(|path| path.file_name().is_some_and(|name| name == *program))
+                .cloned()
+                .with_context(|| format!("cargo built no {program}"))
+        })
+        .collect()
 }
 
-/// Copies a file into a tree, without debug information.
+/// Runs `cargo build` and returns the programs it names.
+fn build_programs(arguments: &[&str]) -> Result<Vec<PathBuf>> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args([
+            "build",
+            "--quiet",
+            "--message-format=json-render-diagnostics",
+        ])
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("`cargo build {}` failed", arguments.join(" "));
+    }
+    let mut programs = Vec::new();
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        if let Some(path) = message["executable"].as_str() {
+            programs.push(PathBuf::from(path));
+        }
+    }
+    Ok(programs)
+}
+
+/// Builds the product, lays it out as a package would, and packs it together
+/// with what the tests run in the guest.
+///
+/// # Errors
+/// When the build fails or a file cannot be written.
+pub fn product() -> Result<PathBuf> {
+    let tree = vm_dir().join("product");
+    if tree.exists() {
+        fs::remove_dir_all(&tree)?;
+    }
+    let mut arguments = vec!["--bins"];
+    for package in PRODUCT {
+        arguments.extend(["--package", package]);
+    }
+    for program in build_programs(&arguments)? {
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let folder = match name.as_str() {
+            "rcr" | "rcr-upgrade" => "usr/bin",
+            "rcr-generator" => "usr/lib/systemd/system-generators",
+            _ => "usr/lib/rcr",
+        };
+        install_program(&program, &tree, &format!("{folder}/{name}"))?;
+    }
+    let units = root().join("systemd/units");
+    for unit in fs::read_dir(&units).with_context(|| units.display().to_string())? {
+        let unit = unit?;
+        let name = unit.file_name().to_string_lossy().into_owned();
+        install(
+            &unit.path(),
+            &tree,
+            &format!("usr/lib/systemd/system/{name}"),
+            0o644,
+        )?;
+    }
+    let workload = build("rcr-tests", &["rcr-workload"])?.remove(0);
+    install_program(&workload, &tree, "usr/local/lib/rcr-workload")?;
+    pack(&tree, "product")
+}
+
+/// Copies a program without its debug information.
+fn install_program(from: &Path, tree: &Path, to: &str) -> Result<()> {
+    install(from, tree, to, 0o755)?;
+    run(Command::new("strip").arg(tree.join(to)))
+}
+
+/// Copies a file into a tree.
 ///
 /// # Errors
 /// When it cannot be copied.

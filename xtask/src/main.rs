@@ -1,10 +1,12 @@
 //! The commands of this repository; `cargo xtask --help` lists them.
 
 mod artifacts;
+mod demo;
 mod dev_vm;
 mod host;
 mod image;
 mod mirror;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +24,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Upgrades the kernel under a live Redis and nginx and shows what became
+    /// of them.
+    Demo {
+        /// Also writes the table to this file, for programs.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Everything that must hold: format, lints, tests here and on machines.
+    Test(test::Arguments),
     /// Makes the virtual machine's image and nothing else.
     Image,
     /// Machines to work with by hand: started, driven and ended one by one.
@@ -43,6 +54,8 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Demo { json } => demo::run(json.as_deref()),
+        Task::Test(arguments) => test::run(&arguments),
         Task::Image => {
             let image = image::prepare()?;
             println!("{}", image.dir.display());

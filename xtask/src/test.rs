@@ -1,0 +1,162 @@
+//! `cargo xtask test`.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rcr_tests::scenarios::{self, Bench};
+use rcr_tests::vm::qemu::Accel;
+
+use crate::{artifacts, image, root, vm_dir};
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Also the scenarios that take long.
+    #[arg(long)]
+    slow: bool,
+    /// Leaves out the machines.
+    #[arg(long, conflicts_with_all = ["vm_only", "scenario"])]
+    no_vm: bool,
+    /// Leaves out everything but the machines.
+    #[arg(long)]
+    vm_only: bool,
+    /// Only scenarios with this in their names, and nothing but machines.
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<String>,
+    /// Lists the scenarios and runs nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs it all, prints a line each and a closing line, and fails if anything
+/// did.
+///
+/// # Errors
+/// When a step cannot be run at all.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        for scenario in scenarios::all() {
+            let slow = if scenario.slow { " (slow)" } else { "" };
+            println!("{:<26} {}{slow}", scenario.name, scenario.shows);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut tally = Tally::default();
+    if !arguments.vm_only && arguments.scenario.is_none() {
+        host_steps(&mut tally);
+    }
+    if !arguments.no_vm {
+        machine_steps(arguments, &mut tally)?;
+    }
+    println!("\n{} passed, {} failed", tally.passed, tally.failed.len());
+    for name in &tally.failed {
+        println!("  failed: {name}");
+    }
+    Ok(if tally.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn count(&mut self, name: &str, result: Result<()>, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("PASS {name:<40} {seconds:>7.1} s");
+            }
+            Err(error) => {
+                self.failed.push(name.to_owned());
+                println!("FAIL {name:<40} {seconds:>7.1} s\n{error:#}");
+            }
+        }
+    }
+}
+
+fn host_steps(tally: &mut Tally) {
+    let runner: &[&str] = if cargo(&["nextest", "--version"], true).is_ok() {
+        &["nextest", "run"]
+    } else {
+        &["test"]
+    };
+    let steps: [(&str, Vec<&str>); 3] = [
+        ("format", vec!["fmt", "--all", "--check"]),
+        (
+            "lints",
+            vec![
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        (
+            "unit and engine tests",
+            [runner, &["--workspace", "--no-fail-fast"]].concat(),
+        ),
+    ];
+    for (name, arguments) in steps {
+        println!("\n== {name}: cargo {}", arguments.join(" "));
+        let start = Instant::now();
+        let result = cargo(&arguments, false);
+        tally.count(name, result, start.elapsed());
+    }
+}
+
+fn cargo(arguments: &[&str], silent: bool) -> Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).args(arguments);
+    if silent {
+        command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+    }
+    let status = command.status()?;
+    if !status.success() {
+        bail!("cargo {} failed: {status}", arguments[0]);
+    }
+    Ok(())
+}
+
+fn machine_steps(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
+    let wanted: Vec<_> = scenarios::all()
+        .into_iter()
+        .filter(|scenario| match &arguments.scenario {
+            Some(part) => scenario.name.contains(part.as_str()),
+            None => arguments.slow || !scenario.slow,
+        })
+        .collect();
+    if wanted.is_empty() {
+        bail!("no scenario has that name; see --list");
+    }
+    println!("\n== machines");
+    let image = image::prepare()?;
+    let payload = artifacts::product()?;
+    let accel = Accel::detect(image.oldest())?;
+    let dir = vm_dir().join("run");
+    let bench = Bench {
+        image: &image,
+        accel,
+        payload: &payload,
+        dir: &dir,
+        scenario: "",
+    };
+    for scenario in wanted {
+        println!("-- {}: {}", scenario.name, scenario.shows);
+        let (result, elapsed) = scenario.run(&bench);
+        tally.count(scenario.name, result, elapsed);
+    }
+    Ok(())
+}
