@@ -1,0 +1,351 @@
+//! Restoring: records become open files, held by us for the tasks to take.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::error::{BuildError, FileError};
+use super::ghost::Revived;
+use super::memfd::MemfdsBack;
+use super::pipe::PipesBack;
+use super::record::{Fate, RcrFile, RcrFilesHead};
+use super::{RestoreEnv, epoll, eventfd, late, reg, signalfd, sys, timerfd};
+use crate::image::schema::{
+    FdTypes, FdinfoEntry, FileEntry, RegFileEntry, RemapFilePathEntry, UnixSkEntry,
+};
+use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
+use crate::socket::unix_back::{self, Queues, Record};
+use crate::socket::{inet, netlink};
+
+/// Makes open files from images, each once, when it is first asked for.
+///
+/// Hold it until every task has taken its files by pidfd_getfd(2); it closes
+/// its own duplicates when dropped.
+pub struct FileBuilder<'a> {
+    source: &'a dyn ImageSource,
+    env: &'a dyn RestoreEnv,
+    saved_realtime: Duration,
+    entries: BTreeMap<u32, FileEntry>,
+    extras: BTreeMap<u32, RcrFile>,
+    opened: BTreeMap<u32, OwnedFd>,
+    under_way: BTreeSet<u32>,
+    pipes: PipesBack,
+    memfds: MemfdsBack,
+    ghosts: Revived,
+    queues: Queues,
+}
+
+impl<'a> FileBuilder<'a> {
+    /// Reads the records. Lifts our own limit of open files.
+    pub fn new(source: &'a dyn ImageSource, env: &'a dyn RestoreEnv) -> Result<Self, FileError> {
+        sys::raise_open_file_limit()?;
+        let entries = get_records::<FileEntry>(source, Kind::Files, names::FILES)?;
+        let remaps: Vec<RemapFilePathEntry> =
+            get_records(source, Kind::RemapFpath, names::REMAP_FPATH)?;
+        let mut saved_realtime = Duration::ZERO;
+        let mut extras = BTreeMap::new();
+        if let Some(mut reader) = get_reader(source, Kind::RcrFiles, names::RCR_FILES)? {
+            if let Some(head) = reader.record::<RcrFilesHead>()? {
+                saved_realtime = Duration::from_nanos(head.saved_realtime_ns);
+            }
+            while let Some(extra) = reader.record::<RcrFile>()? {
+                extras.insert(extra.id, extra);
+            }
+        }
+        Ok(Self {
+            source,
+            env,
+            saved_realtime,
+            entries: entries.into_iter().map(|e| (e.id, e)).collect(),
+            extras,
+            opened: BTreeMap::new(),
+            under_way: BTreeSet::new(),
+            pipes: PipesBack::load(source)?,
+            memfds: MemfdsBack::load(source)?,
+            ghosts: Revived::new(remaps),
+            queues: unix_back::load_queues(source)?,
+        })
+    }
+
+    /// The records of one descriptor table.
+    pub fn table(&self, files_id: u32) -> Result<Vec<FdinfoEntry>, ImageError> {
+        get_records(self.source, Kind::Fdinfo, &names::fdinfo(files_id))
+    }
+
+    /// A file's record.
+    pub fn entry(&self, id: u32) -> Option<&FileEntry> {
+        self.entries.get(&id)
+    }
+
+    /// The path of a file that was opened by one.
+    pub fn path(&self, id: u32) -> Option<&str> {
+        self.entries.get(&id)?.reg.as_ref().map(|r| r.name.as_str())
+    }
+
+    pub(super) fn extra(&self, id: u32) -> Option<&RcrFile> {
+        self.extras.get(&id)
+    }
+
+    /// Ids of the streams that led to the journal.
+    pub fn journal_streams(&self) -> Vec<u32> {
+        let journal = |e: &&RcrFile| e.socket.as_ref().is_some_and(|s| s.fate() == Fate::Journal);
+        self.extras.values().filter(journal).map(|e| e.id).collect()
+    }
+
+    /// The open file of that id.
+    pub fn open(&mut self, id: u32) -> Result<BorrowedFd<'_>, FileError> {
+        if !self.opened.contains_key(&id) {
+            if !self.under_way.insert(id) {
+                let source = BuildError::Images("files need each other in a circle".into());
+                return Err(FileError::Build {
+                    id,
+                    what: self.describe(id),
+                    source,
+                });
+            }
+            let made = self.build(id)?;
+            for (id, fd) in made {
+                late::lock_description(self.extras.get(&id), fd.as_fd())?;
+                self.opened.insert(id, fd);
+            }
+            self.under_way.remove(&id);
+        }
+        match self.opened.get(&id) {
+            Some(fd) => Ok(fd.as_fd()),
+            None => {
+                let source = BuildError::Images("the file did not come with its pair".into());
+                Err(FileError::Build {
+                    id,
+                    what: self.describe(id),
+                    source,
+                })
+            }
+        }
+    }
+
+    /// Seals the memfds; to be called when all shared mappings of them exist.
+    pub fn seal(&self) -> Result<(), FileError> {
+        Ok(self.memfds.seal()?)
+    }
+
+    fn describe(&self, id: u32) -> String {
+        let Some(e) = self.entries.get(&id) else {
+            return "not in the images".into();
+        };
+        match (&e.reg, &e.isk, &e.usk) {
+            (Some(r), ..) => r.name.clone(),
+            (_, Some(s), _) => format!("IP socket, port {}", s.src_port),
+            (_, _, Some(s)) => format!("unix socket {:?}", String::from_utf8_lossy(&s.name)),
+            _ => format!("{:?}", e.r#type()).to_lowercase(),
+        }
+    }
+
+    /// Makes the file, and whatever only comes into being together with it.
+    fn build(&mut self, id: u32) -> Result<Vec<(u32, OwnedFd)>, FileError> {
+        let what = self.describe(id);
+        let missing = || FileError::Build {
+            id,
+            what: what.clone(),
+            source: BuildError::Images("no such file".into()),
+        };
+        let entry = self.entries.get(&id).cloned().ok_or_else(missing)?;
+        if let Some(usk) = &entry.usk {
+            return self.build_unix(usk);
+        }
+        let fd = self
+            .build_single(&entry)
+            .map_err(|source| FileError::Build {
+                id,
+                what: what.clone(),
+                source,
+            })?;
+        Ok(vec![(id, fd)])
+    }
+
+    fn build_single(&mut self, entry: &FileEntry) -> Result<OwnedFd, BuildError> {
+        let extra = self.extras.get(&entry.id);
+        let incomplete = || BuildError::Images(format!("a {:?} without its part", entry.r#type()));
+        let (fd, flags) = match entry.r#type() {
+            FdTypes::Reg => {
+                let reg = entry.reg.as_ref().ok_or_else(incomplete)?;
+                return self.open_path(reg);
+            }
+            FdTypes::Pipe => {
+                return self.pipes.open(entry.pipe.as_ref().ok_or_else(incomplete)?);
+            }
+            FdTypes::Fifo => {
+                let fifo = entry.fifo.ok_or_else(incomplete)?;
+                let flags = extra.and_then(|e| e.fifo_flags).ok_or_else(incomplete)?;
+                let path = fifo.regf_id.and_then(|id| self.entries.get(&id));
+                let reg = path.and_then(|e| e.reg.clone()).ok_or_else(incomplete)?;
+                let path_extra = self.extras.get(&reg.id);
+                let env = self.env;
+                return self.pipes.open_fifo(&fifo, flags, || {
+                    reg::restore(&reg, path_extra, root(env, path_extra)?)
+                });
+            }
+            FdTypes::Memfd => {
+                let memfd = entry.memfd.as_ref().ok_or_else(incomplete)?;
+                return self.memfds.open(memfd, self.source);
+            }
+            FdTypes::Eventfd => {
+                let e = entry.efd.as_ref().ok_or_else(incomplete)?;
+                (eventfd::restore(e, extra)?, e.flags)
+            }
+            FdTypes::Eventpoll => {
+                let e = entry.epfd.as_ref().ok_or_else(incomplete)?;
+                (epoll::restore()?, e.flags)
+            }
+            FdTypes::Timerfd => {
+                let e = entry.tfd.as_ref().ok_or_else(incomplete)?;
+                (
+                    timerfd::restore(e, self.saved_realtime, self.env.away())?,
+                    e.flags,
+                )
+            }
+            FdTypes::Signalfd => {
+                let e = entry.sgfd.as_ref().ok_or_else(incomplete)?;
+                (signalfd::restore(e)?, e.flags)
+            }
+            FdTypes::Inetsk => {
+                let e = entry.isk.as_ref().ok_or_else(incomplete)?;
+                (inet::restore(e, extra)?, e.flags)
+            }
+            FdTypes::Netlinksk => {
+                let e = entry.nlsk.as_ref().ok_or_else(incomplete)?;
+                (netlink::restore(e, extra)?, e.flags)
+            }
+            other => {
+                return Err(BuildError::Images(format!(
+                    "files of kind {other:?} are not carried"
+                )));
+            }
+        };
+        set_flags(fd.as_fd(), flags)?;
+        Ok(fd)
+    }
+
+    fn open_path(&mut self, reg: &RegFileEntry) -> Result<OwnedFd, BuildError> {
+        let extra = self.extras.get(&reg.id);
+        let root = root(self.env, extra)?;
+        match self.ghosts.remaps.get(&reg.id).copied() {
+            Some(ghost) => self.ghosts.open(ghost, reg, root, self.source),
+            None => reg::restore(reg, extra, root),
+        }
+    }
+
+    fn build_unix(&mut self, usk: &UnixSkEntry) -> Result<Vec<(u32, OwnedFd)>, FileError> {
+        let listener = self.accepting_listener(usk);
+        if let Some(l) = listener {
+            // The listener comes first; connecting goes through it.
+            self.open(l)?;
+        }
+        let wrap = |source| FileError::Build {
+            id: usk.id,
+            what: format!("unix socket {:?}", String::from_utf8_lossy(&usk.name)),
+            source,
+        };
+        let me = Record {
+            usk,
+            extra: self.extras.get(&usk.id),
+        };
+        let my_root = root(self.env, me.extra).map_err(wrap)?;
+        if me.more().fate() == Fate::Journal {
+            let fd = self.env.journal_interim(usk.id).map_err(|source| {
+                wrap(BuildError::Env {
+                    what: "a file in place of the journal".into(),
+                    source,
+                })
+            })?;
+            let append = usk.flags | libc::O_APPEND as u32;
+            set_flags(fd.as_fd(), append).map_err(wrap)?;
+            return Ok(vec![(usk.id, fd)]);
+        }
+        let peer = me
+            .more()
+            .peer_id
+            .and_then(|id| self.entries.get(&id)?.usk.clone());
+        let Some(peer_usk) = peer else {
+            let fd = unix_back::single(me, Some(my_root), &self.queues).map_err(wrap)?;
+            set_flags(fd.as_fd(), usk.flags).map_err(wrap)?;
+            return Ok(vec![(usk.id, fd)]);
+        };
+        let peer = Record {
+            usk: &peer_usk,
+            extra: self.extras.get(&peer_usk.id),
+        };
+        let peer_root = root(self.env, peer.extra).map_err(wrap)?;
+        if peer.more().peer_id != Some(usk.id) {
+            let roots = (Some(my_root), Some(peer_root));
+            let (usk, peer_id) = (usk.clone(), peer_usk.id);
+            self.open(peer_id)?;
+            let me = Record {
+                usk: &usk,
+                extra: self.extras.get(&usk.id),
+            };
+            let peer = Record {
+                usk: &peer_usk,
+                extra: self.extras.get(&peer_id),
+            };
+            let fd = unix_back::sender(me, peer, roots, &self.queues).map_err(|source| {
+                FileError::Build {
+                    id: usk.id,
+                    what: "datagram sender".into(),
+                    source,
+                }
+            })?;
+            set_flags(fd.as_fd(), usk.flags).map_err(|source| FileError::Build {
+                id: usk.id,
+                what: "datagram sender".into(),
+                source,
+            })?;
+            return Ok(vec![(usk.id, fd)]);
+        }
+        // The accepted end stands second.
+        let swapped = me.more().accepted_by.is_some();
+        let (a, b, roots) = if swapped {
+            (peer, me, (Some(peer_root), Some(my_root)))
+        } else {
+            (me, peer, (Some(my_root), Some(peer_root)))
+        };
+        let server = listener.and_then(|l| {
+            let usk = self.entries.get(&l)?.usk.as_ref()?;
+            Some((
+                Record {
+                    usk,
+                    extra: self.extras.get(&l),
+                },
+                self.opened.get(&l)?.as_fd(),
+            ))
+        });
+        let (fd_a, fd_b) = unix_back::pair(a, b, roots, server, &self.queues).map_err(wrap)?;
+        set_flags(fd_a.as_fd(), a.usk.flags).map_err(wrap)?;
+        set_flags(fd_b.as_fd(), b.usk.flags).map_err(wrap)?;
+        Ok(vec![(a.usk.id, fd_a), (b.usk.id, fd_b)])
+    }
+
+    /// The listening socket through which a connection's accepted end came.
+    fn accepting_listener(&self, usk: &UnixSkEntry) -> Option<u32> {
+        let more = self.extras.get(&usk.id)?.socket.as_ref()?;
+        let peer = more
+            .peer_id
+            .and_then(|p| self.extras.get(&p)?.socket.as_ref());
+        more.accepted_by.or_else(|| peer?.accepted_by)
+    }
+}
+
+fn root<'e>(
+    env: &'e dyn RestoreEnv,
+    extra: Option<&RcrFile>,
+) -> Result<BorrowedFd<'e>, BuildError> {
+    let ns = extra.and_then(|e| e.mnt_ns).unwrap_or(0);
+    env.root_dir(ns).map_err(|source| BuildError::Env {
+        what: format!("root directory of mount namespace {ns}"),
+        source,
+    })
+}
+
+/// Status flags of files that are made rather than opened. O_ASYNC comes later.
+fn set_flags(fd: BorrowedFd<'_>, flags: u32) -> Result<(), BuildError> {
+    Ok(sys::set_status_flags(fd, flags as i32 & !libc::O_ASYNC)?)
+}

@@ -1,0 +1,135 @@
+//! Which descriptors are the same open file description.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::sys::kcmp_files;
+use crate::sys::SysResult;
+
+/// A descriptor table's slot that refers to a description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// The task whose table it was found in.
+    pub pid: i32,
+    /// Number in that table.
+    pub fd: u32,
+}
+
+/// One open file description, held by a duplicate of ours.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub fd: OwnedFd,
+    pub id: u32,
+    /// Where it was found, first finding first.
+    pub slots: Vec<Slot>,
+}
+
+/// All descriptions found so far.
+///
+/// The kernel orders descriptions (kcmp(2)), so that among those of one inode
+/// a binary search finds an equal one.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptions {
+    held: Vec<Held>,
+    by_inode: HashMap<(u64, u64), Vec<usize>>,
+    by_id: HashMap<u32, usize>,
+    by_slot: HashMap<(i32, u32), usize>,
+}
+
+impl Descriptions {
+    /// The known description that `fd`, of inode `(dev, ino)`, refers to.
+    pub(crate) fn find(&self, inode: (u64, u64), fd: BorrowedFd<'_>) -> SysResult<Option<u32>> {
+        Ok(self.place(inode, fd)?.ok().map(|i| self.held[i].id))
+    }
+
+    /// Adds a description that [`Self::find`] did not know.
+    pub(crate) fn insert(
+        &mut self,
+        inode: (u64, u64),
+        fd: OwnedFd,
+        id: u32,
+        slot: Slot,
+    ) -> SysResult<()> {
+        if let Err(at) = self.place(inode, fd.as_fd())? {
+            self.by_inode
+                .entry(inode)
+                .or_default()
+                .insert(at, self.held.len());
+            self.by_id.insert(id, self.held.len());
+            self.by_slot.insert((slot.pid, slot.fd), self.held.len());
+            self.held.push(Held {
+                fd,
+                id,
+                slots: vec![slot],
+            });
+        }
+        Ok(())
+    }
+
+    /// Notes one more slot of a known description.
+    pub(crate) fn add_slot(&mut self, id: u32, slot: Slot) {
+        if let Some(&i) = self.by_id.get(&id) {
+            self.held[i].slots.push(slot);
+            self.by_slot.insert((slot.pid, slot.fd), i);
+        }
+    }
+
+    /// Our duplicate for `id`.
+    pub(crate) fn get(&self, id: u32) -> Option<&Held> {
+        self.by_id.get(&id).map(|&i| &self.held[i])
+    }
+
+    /// What a task's number stands for.
+    pub(crate) fn at(&self, pid: i32, fd: u32) -> Option<&Held> {
+        self.by_slot.get(&(pid, fd)).map(|&i| &self.held[i])
+    }
+
+    /// All descriptions of one inode.
+    pub(crate) fn of_inode(&self, inode: (u64, u64)) -> impl Iterator<Item = &Held> {
+        self.by_inode
+            .get(&inode)
+            .into_iter()
+            .flatten()
+            .map(|&i| &self.held[i])
+    }
+
+    /// Index of the equal description, or where a new one belongs in its bucket.
+    fn place(&self, inode: (u64, u64), fd: BorrowedFd<'_>) -> SysResult<Result<usize, usize>> {
+        let bucket = self.by_inode.get(&inode).map_or(&[][..], Vec::as_slice);
+        let (mut low, mut high) = (0, bucket.len());
+        while low < high {
+            let mid = low + (high - low) / 2;
+            match kcmp_files(self.held[bucket[mid]].fd.as_fd(), fd)? {
+                std::cmp::Ordering::Equal => return Ok(Ok(bucket[mid])),
+                std::cmp::Ordering::Less => low = mid + 1,
+                std::cmp::Ordering::Greater => high = mid,
+            }
+        }
+        Ok(Err(low))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn duplicates_are_found_and_reopened_files_are_not() {
+        let mut all = Descriptions::default();
+        let files: Vec<File> = (0..50).map(|_| File::open("/dev/null").unwrap()).collect();
+        for (i, f) in files.iter().enumerate() {
+            assert_eq!(all.find((1, 1), f.as_fd()).unwrap(), None);
+            let slot = Slot {
+                pid: 1,
+                fd: i as u32,
+            };
+            all.insert((1, 1), f.try_clone().unwrap().into(), i as u32, slot)
+                .unwrap();
+        }
+        for (i, f) in files.iter().enumerate() {
+            assert_eq!(all.find((1, 1), f.as_fd()).unwrap(), Some(i as u32));
+        }
+        assert_eq!(all.find((2, 1), files[0].as_fd()).unwrap(), None);
+    }
+}

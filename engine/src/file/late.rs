@@ -1,0 +1,312 @@
+//! What only a holder of a file can do: epoll interest, SIGIO owners, record
+//! locks, and listening once more so that peers see the right process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+use super::error::{FileError, Stop, refuse};
+use super::examined::Saved;
+use super::fdinfo::Lock;
+use super::identity::Slot;
+use super::record::{RcrFile, RcrLock};
+use super::{FileBuilder, epoll, sys};
+use crate::image::schema::{EventpollTfdEntry, FdinfoEntry, FileEntry, FownEntry};
+use crate::remote::{Arg, Program};
+use crate::socket::unix::LISTEN;
+use crate::sys::{SysError, SysResult};
+
+const EPOLL_CTL_ADD: i32 = libc::EPOLL_CTL_ADD;
+/// `pid` of a lock that belongs to the description.
+const OF_DESCRIPTION: i32 = -1;
+
+/// Locks as `/proc` showed them, by file and slot.
+#[derive(Debug, Default)]
+pub(crate) struct LocksSeen {
+    seen: Vec<(u32, Slot, Vec<Lock>)>,
+}
+
+impl LocksSeen {
+    pub(crate) fn note(&mut self, id: u32, slot: Slot, locks: Vec<Lock>) {
+        self.seen.push((id, slot, locks));
+    }
+
+    /// Records each lock once; a task's record lock shows on all its descriptors of a file.
+    pub(crate) fn settle(&mut self, files: &mut BTreeMap<u32, Saved>) -> Vec<(u32, Stop)> {
+        let mut refusals = Vec::new();
+        let mut known = BTreeSet::new();
+        for (id, slot, locks) in self.seen.drain(..) {
+            let Some(saved) = files.get_mut(&id) else {
+                continue;
+            };
+            for lock in locks {
+                let kind = if lock.write {
+                    libc::F_WRLCK
+                } else {
+                    libc::F_RDLCK
+                } as u32;
+                let len = lock.end.map_or(0, |end| end.saturating_sub(lock.start) + 1);
+                let pid = match lock.class.as_str() {
+                    "FLOCK" => {
+                        let mode = if lock.write {
+                            libc::LOCK_EX
+                        } else {
+                            libc::LOCK_SH
+                        };
+                        saved.extra.flock = Some(mode as u32);
+                        continue;
+                    }
+                    "POSIX" => slot.pid,
+                    "OFDLCK" => OF_DESCRIPTION,
+                    other => {
+                        let reason = format!("a {} on it is not carried", other.to_lowercase());
+                        let stop = refuse::<()>("file lease", reason, "untag the unit");
+                        refusals.extend(stop.err().map(|s| (id, s)));
+                        continue;
+                    }
+                };
+                let owner = if pid == OF_DESCRIPTION {
+                    i64::from(id)
+                } else {
+                    -i64::from(pid)
+                };
+                if known.insert((saved.found.inode, owner, kind, lock.start, len)) {
+                    saved.extra.locks.push(RcrLock {
+                        pid,
+                        kind,
+                        start: lock.start,
+                        len,
+                    });
+                }
+            }
+        }
+        refusals
+    }
+}
+
+/// Takes the locks that belong to a description.
+pub(super) fn lock_description(extra: Option<&RcrFile>, fd: BorrowedFd<'_>) -> SysResult<()> {
+    let Some(extra) = extra else { return Ok(()) };
+    if let Some(mode) = extra.flock {
+        // SAFETY: numbers only.
+        let r = unsafe { libc::flock(fd.as_raw_fd(), mode as i32 | libc::LOCK_NB) };
+        if r < 0 {
+            return Err(SysError::last("flock", format!("file {}", extra.id)));
+        }
+    }
+    for lock in extra.locks.iter().filter(|l| l.pid == OF_DESCRIPTION) {
+        let f = libc::flock {
+            l_type: lock.kind as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: lock.start as i64,
+            l_len: lock.len as i64,
+            l_pid: 0,
+        };
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_OFD_SETLK(&f))
+            .map_err(|e| SysError::new("fcntl(F_OFD_SETLK)", format!("file {}", extra.id), e))?;
+    }
+    Ok(())
+}
+
+impl FileBuilder<'_> {
+    /// Appends what task `pid` adds to its epoll instances, while it may still
+    /// trace us. `table` is its own, placed.
+    pub fn late(
+        &mut self,
+        pid: i32,
+        table: &[FdinfoEntry],
+        program: &mut Program,
+    ) -> Result<(), FileError> {
+        for (fd, entry, extra) in self.duties(pid, table) {
+            self.watch(&entry, &extra, fd, table, program)?;
+        }
+        Ok(())
+    }
+
+    /// Appends what task `pid` does for its files at the very end, with its
+    /// final credentials and when all processes exist.
+    pub fn last(&mut self, pid: i32, table: &[FdinfoEntry], program: &mut Program) {
+        for (fd, entry, extra) in self.duties(pid, table) {
+            if let Some(usk) = entry.usk.as_ref().filter(|u| u.state == LISTEN) {
+                // Peers see the credentials of whoever called listen(2) last.
+                let args = [Arg::Imm(fd.into()), Arg::Imm(usk.backlog.into())];
+                program.call(libc::SYS_listen, format!("listen on fd {fd}"), &args);
+            }
+            if let Some((fown, flags)) = owner_of(&entry, &extra) {
+                set_owner(&fown, flags, fd, program);
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for slot in table.iter().filter(|s| seen.insert(s.id)) {
+            let locks = self.extra(slot.id).map_or(&[][..], |e| &e.locks);
+            for lock in locks.iter().filter(|l| l.pid == pid) {
+                take_lock(lock, slot.fd, program);
+            }
+        }
+    }
+
+    /// The files of `table` that task `pid` looks after, each once.
+    fn duties(&self, pid: i32, table: &[FdinfoEntry]) -> Vec<(u32, FileEntry, RcrFile)> {
+        let mut seen = BTreeSet::new();
+        let mut duties = Vec::new();
+        for slot in table {
+            let extra = self.extra(slot.id).filter(|e| e.late_pid == Some(pid));
+            if let (Some(extra), Some(entry)) = (extra, self.entry(slot.id))
+                && seen.insert(slot.id)
+            {
+                duties.push((slot.fd, entry.clone(), extra.clone()));
+            }
+        }
+        duties
+    }
+
+    fn watch(
+        &mut self,
+        entry: &FileEntry,
+        extra: &RcrFile,
+        epfd: u32,
+        table: &[FdinfoEntry],
+        program: &mut Program,
+    ) -> Result<(), FileError> {
+        let Some(epoll) = &entry.epfd else {
+            return Ok(());
+        };
+        for (i, w) in epoll.tfd.iter().enumerate() {
+            let here = table.iter().find(|e| e.fd == w.tfd);
+            // Images of others do not say more than the number.
+            let target = extra.epoll_targets.get(i).copied().or(here.map(|e| e.id));
+            let Some(target) = target else {
+                let on = format!("epoll target {}", w.tfd);
+                return Err(SysError::new("epoll_ctl", on, Errno::EBADF).into());
+            };
+            if here.is_some_and(|e| e.id == target) {
+                add(epfd, w, program);
+            } else {
+                let ours = self.open(target)?.as_raw_fd();
+                let high = table
+                    .iter()
+                    .map(|e| e.fd + 1)
+                    .max()
+                    .unwrap_or(0)
+                    .max(w.tfd + 1);
+                add_elsewhere(epfd, w, ours, here, high, program);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add(epfd: u32, w: &EventpollTfdEntry, program: &mut Program) {
+    let event = program.bytes(&epoll::event_bytes(w));
+    let args = [
+        Arg::Imm(epfd.into()),
+        EPOLL_CTL_ADD.into(),
+        Arg::Imm(w.tfd.into()),
+        event.into(),
+    ];
+    program.call(
+        libc::SYS_epoll_ctl,
+        format!("epoll fd {epfd} watches fd {}", w.tfd),
+        &args,
+    );
+}
+
+/// The number under which a file is watched stands for something else by now:
+/// it is lent to the file while it is added.
+fn add_elsewhere(
+    epfd: u32,
+    w: &EventpollTfdEntry,
+    ours: i32,
+    here: Option<&FdinfoEntry>,
+    high: u32,
+    program: &mut Program,
+) {
+    let what = format!("epoll fd {epfd}, former fd {}", w.tfd);
+    let mut call = |nr, args: &[Arg]| program.call(nr, what.clone(), args);
+    let above = [
+        Arg::Imm(libc::F_DUPFD_CLOEXEC as u64),
+        Arg::Imm(high.into()),
+    ];
+    // New numbers might be the very one in question: go above all in use.
+    let me = std::process::id() as i32;
+    let low = call(libc::SYS_pidfd_open, &[me.into(), 0.into()]);
+    let pidfd = call(libc::SYS_fcntl, &[low.into(), above[0], above[1]]);
+    call(libc::SYS_close, &[low.into()]);
+    let low = call(
+        libc::SYS_pidfd_getfd,
+        &[pidfd.into(), ours.into(), 0.into()],
+    );
+    let file = call(libc::SYS_fcntl, &[low.into(), above[0], above[1]]);
+    call(libc::SYS_close, &[low.into()]);
+    let number = Arg::Imm(w.tfd.into());
+    let aside = here.map(|_| call(libc::SYS_fcntl, &[number, above[0], above[1]]));
+    call(libc::SYS_dup3, &[file.into(), number, 0.into()]);
+    add(epfd, w, program);
+    let mut call = |nr, args: &[Arg]| program.call(nr, what.clone(), args);
+    match (aside, here) {
+        (Some(aside), Some(e)) => {
+            let cloexec = if e.flags & 1 != 0 { libc::O_CLOEXEC } else { 0 };
+            call(libc::SYS_dup3, &[aside.into(), number, cloexec.into()]);
+            call(libc::SYS_close, &[aside.into()]);
+        }
+        _ => {
+            call(libc::SYS_close, &[number]);
+        }
+    }
+    call(libc::SYS_close, &[file.into()]);
+    call(libc::SYS_close, &[pidfd.into()]);
+}
+
+/// Who gets SIGIO for a file, and its status flags.
+pub(crate) fn owner_of(entry: &FileEntry, extra: &RcrFile) -> Option<(FownEntry, u32)> {
+    let e = entry;
+    None.or(e.reg.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.isk.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.usk.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.nlsk.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.efd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.epfd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.sgfd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.tfd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.pipe.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.memfd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(extra.fifo_fown.zip(extra.fifo_flags))
+}
+
+fn set_owner(fown: &FownEntry, flags: u32, fd: u32, program: &mut Program) {
+    let (set_owner, set_signal) = sys::SET_OWNER;
+    let fd_arg = Arg::Imm(fd.into());
+    let what = format!("SIGIO owner of fd {fd}");
+    if fown.pid != 0 {
+        let mut owner = fown.pid_type.to_ne_bytes().to_vec();
+        owner.extend_from_slice(&fown.pid.to_ne_bytes());
+        let owner = program.bytes(&owner);
+        program.call(
+            libc::SYS_fcntl,
+            what.clone(),
+            &[fd_arg, set_owner.into(), owner.into()],
+        );
+    }
+    if fown.signum != 0 {
+        let args = [fd_arg, set_signal.into(), Arg::Imm(fown.signum.into())];
+        program.call(libc::SYS_fcntl, what.clone(), &args);
+    }
+    if flags & libc::O_ASYNC as u32 != 0 {
+        let args = [fd_arg, libc::F_SETFL.into(), Arg::Imm(flags.into())];
+        program.call(libc::SYS_fcntl, what, &args);
+    }
+}
+
+fn take_lock(lock: &RcrLock, fd: u32, program: &mut Program) {
+    // struct flock: short type, short whence, padding, start, len, pid.
+    let mut f = (lock.kind as i16).to_ne_bytes().to_vec();
+    f.extend_from_slice(&(libc::SEEK_SET as i16).to_ne_bytes());
+    f.extend_from_slice(&[0; 4]);
+    f.extend_from_slice(&lock.start.to_ne_bytes());
+    f.extend_from_slice(&lock.len.to_ne_bytes());
+    f.extend_from_slice(&[0; 8]);
+    let f = program.bytes(&f);
+    let args = [Arg::Imm(fd.into()), libc::F_SETLK.into(), f.into()];
+    program.call(libc::SYS_fcntl, format!("lock on fd {fd}"), &args);
+}

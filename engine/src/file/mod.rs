@@ -1,0 +1,127 @@
+//! Open files: examined and made again from outside.
+//!
+//! On dump a [`FileSaver`] holds a duplicate of each of a task's descriptors
+//! (pidfd_getfd(2)) and looks at it with ordinary calls; nothing runs in the
+//! task. On restore a [`FileBuilder`] makes each open file description once,
+//! and remote programs let the tasks take them.
+//!
+//! ```text
+//!   task ── fd 7 ──┐                                     ┌── fd 7 ── task
+//!                  ├─ description ─▶ FileEntry ─▶ description
+//!   task ── fd 9 ──┘   (kcmp)       files.img    (builder)└── fd 9 ── task
+//! ```
+//!
+//! Each kind of file has one module with its `save`, what it refuses, and its
+//! `restore`; sockets are in [`crate::socket`].
+
+mod builder;
+mod epoll;
+pub(crate) mod error;
+mod eventfd;
+pub(crate) mod examined;
+mod fdinfo;
+mod ghost;
+pub(crate) mod identity;
+mod late;
+mod memfd;
+mod pipe;
+pub(crate) mod record;
+pub(crate) mod reg;
+mod saver;
+mod signalfd;
+pub(crate) mod sys;
+mod timerfd;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+pub use builder::FileBuilder;
+pub use error::{BuildError, FileError};
+pub use record::{Fate, RcrFile, RcrFilesHead, RcrLock, RcrSocket, RcrSocketOption};
+pub use saver::FileSaver;
+
+/// A task whose files are to be saved.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskFiles<'a> {
+    /// Process id, as we see it.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: BorrowedFd<'a>,
+    /// Its name, for messages.
+    pub comm: &'a str,
+    /// Id of its mount namespace in the images; 0 is our own.
+    pub mnt_ns: u32,
+}
+
+/// What becomes of established TCP connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcpPolicy {
+    /// They stand in the way of a checkpoint.
+    #[default]
+    Refuse,
+    /// They come back as if the peer had closed them.
+    Close,
+}
+
+/// What becomes of unix stream connections that lead out of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnixPolicy {
+    /// They stand in the way of a checkpoint.
+    #[default]
+    Refuse,
+    /// They come back as if the peer had closed them.
+    Close,
+}
+
+/// How files are saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilePolicy {
+    /// Established TCP connections.
+    pub tcp: TcpPolicy,
+    /// Unix stream connections to other processes. Those to the journal are
+    /// always kept track of and connected again.
+    pub unix: UnixPolicy,
+    /// Read what is buffered in pipes and sockets. Only for frozen tasks;
+    /// without it nothing is done that a running task could notice, and what
+    /// closes in between is no error.
+    pub payload: bool,
+    /// The largest unlinked file that is carried by content.
+    pub ghost_bytes_max: u64,
+}
+
+impl FilePolicy {
+    /// For frozen tasks.
+    pub fn frozen() -> Self {
+        Self {
+            tcp: TcpPolicy::default(),
+            unix: UnixPolicy::default(),
+            payload: true,
+            ghost_bytes_max: 64 << 20,
+        }
+    }
+
+    /// For a look at running tasks: finds the same refusals, reads no data.
+    pub fn live() -> Self {
+        Self {
+            payload: false,
+            ..Self::frozen()
+        }
+    }
+}
+
+/// What files need of the place where they come back.
+pub trait RestoreEnv {
+    /// The root directory of the mount namespace with that id; 0 is our own.
+    fn root_dir(&self, mnt_ns: u32) -> io::Result<BorrowedFd<'_>>;
+
+    /// A file that takes what is written to the journal stream `id` until it
+    /// is connected again; opened anew for each call.
+    fn journal_interim(&self, id: u32) -> io::Result<OwnedFd>;
+
+    /// How long the tasks were away, by the wall clock.
+    fn away(&self) -> Duration;
+}

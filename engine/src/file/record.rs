@@ -1,0 +1,134 @@
+//! What `rcr-files.img` records beyond CRIU's schema.
+//!
+//! The image holds one [`RcrFilesHead`], then one [`RcrFile`] for each file that
+//! has something to add. Field numbers are never reused; readers skip unknown
+//! fields and take absent ones as "nothing special".
+
+use crate::image::schema::FownEntry;
+
+/// First record of `rcr-files.img`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct RcrFilesHead {
+    /// CLOCK_REALTIME of the dump, nanoseconds.
+    #[prost(uint64, required, tag = "1")]
+    pub saved_realtime_ns: u64,
+}
+
+/// Additions to one `FileEntry`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrFile {
+    /// The entry's id in `files.img`.
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    /// Mount namespace in which the path was found; 0 is the controller's own.
+    #[prost(uint32, optional, tag = "2")]
+    pub mnt_ns: Option<u32>,
+    /// The task that does what only a holder of the file can do.
+    #[prost(int32, optional, tag = "3")]
+    pub late_pid: Option<i32>,
+    /// That task's number for the file.
+    #[prost(uint32, optional, tag = "4")]
+    pub late_fd: Option<u32>,
+    /// Device number of a device node.
+    #[prost(uint64, optional, tag = "5")]
+    pub rdev: Option<u64>,
+    /// A mapped file: its size must be what it was.
+    #[prost(bool, optional, tag = "6")]
+    pub exact_size: Option<bool>,
+    /// For epoll: the file ids watched, in the order of `tfd`.
+    #[prost(uint32, repeated, packed = "false", tag = "7")]
+    pub epoll_targets: Vec<u32>,
+    /// For eventfd: each read takes one (EFD_SEMAPHORE).
+    #[prost(bool, optional, tag = "8")]
+    pub semaphore: Option<bool>,
+    /// For sockets.
+    #[prost(message, optional, tag = "9")]
+    pub socket: Option<RcrSocket>,
+    /// `flock(2)` state: `LOCK_SH` or `LOCK_EX`.
+    #[prost(uint32, optional, tag = "10")]
+    pub flock: Option<u32>,
+    /// Record locks that belong to tasks.
+    #[prost(message, repeated, tag = "11")]
+    pub locks: Vec<RcrLock>,
+    /// For named pipes: status flags.
+    #[prost(uint32, optional, tag = "12")]
+    pub fifo_flags: Option<u32>,
+    /// For named pipes: who gets SIGIO.
+    #[prost(message, optional, tag = "13")]
+    pub fifo_fown: Option<FownEntry>,
+}
+
+/// A POSIX record lock.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct RcrLock {
+    /// Who holds it.
+    #[prost(int32, required, tag = "1")]
+    pub pid: i32,
+    /// `F_RDLCK` or `F_WRLCK`.
+    #[prost(uint32, required, tag = "2")]
+    pub kind: u32,
+    /// First byte.
+    #[prost(uint64, required, tag = "3")]
+    pub start: u64,
+    /// Length; 0: to the end of the file, wherever that is.
+    #[prost(uint64, required, tag = "4")]
+    pub len: u64,
+}
+
+/// Additions to a socket's entry.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrSocket {
+    /// `sockaddr` it is bound to, family included; absent if unbound.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub local: Option<Vec<u8>>,
+    /// `sockaddr` it is connected to.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub peer: Option<Vec<u8>>,
+    /// Options that differ from those of a fresh socket.
+    #[prost(message, repeated, tag = "3")]
+    pub options: Vec<RcrSocketOption>,
+    /// What becomes of its connection.
+    #[prost(enumeration = "Fate", optional, tag = "4")]
+    pub fate: Option<i32>,
+    /// Owner of the socket's inode.
+    #[prost(uint32, optional, tag = "5")]
+    pub uid: Option<u32>,
+    /// Group of the socket's inode.
+    #[prost(uint32, optional, tag = "6")]
+    pub gid: Option<u32>,
+    /// Path of the socket's file inside the mount namespace, if it has one.
+    #[prost(string, optional, tag = "7")]
+    pub path: Option<String>,
+    /// The entry of the other end.
+    #[prost(uint32, optional, tag = "8")]
+    pub peer_id: Option<u32>,
+    /// Listening socket through which the pair was made; this end was accepted.
+    #[prost(uint32, optional, tag = "9")]
+    pub accepted_by: Option<u32>,
+}
+
+/// What becomes of a connection that does not lead to another carried file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Fate {
+    /// There is nothing to decide.
+    Kept = 0,
+    /// It comes back as if the peer had gone.
+    Closed = 1,
+    /// It led to the journal; a plain file stands in until it is reconnected.
+    Journal = 2,
+}
+
+/// One socket option.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrSocketOption {
+    /// `SOL_SOCKET`, `IPPROTO_TCP`, …
+    #[prost(int32, required, tag = "1")]
+    pub level: i32,
+    /// Number of the option.
+    #[prost(int32, required, tag = "2")]
+    pub name: i32,
+    /// The value as setsockopt(2) takes it.
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub value: Vec<u8>,
+}

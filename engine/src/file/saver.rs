@@ -1,0 +1,527 @@
+//! Saving: descriptor tables become records.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+
+use super::error::{FileError, Stop, refuse};
+use super::examined::{Examined, Found, Saved};
+use super::fdinfo::FdInfo;
+use super::ghost::{self, Ghosts};
+use super::identity::{Descriptions, Slot};
+use super::memfd::{self, Memfds};
+use super::pipe::{self, Pipes};
+use super::record::{RcrFile, RcrFilesHead};
+use super::reg::{self, Whereabouts};
+use super::{FilePolicy, TaskFiles, epoll, eventfd, late, signalfd, sys, timerfd};
+use crate::Refusal;
+use crate::image::schema::{FdinfoEntry, FileEntry};
+use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
+use crate::socket::{self, unix};
+use crate::sys::{SysError, SysResult};
+
+/// Collects the open files of a tree.
+///
+/// Feed it every task's table and every file that is used without a
+/// descriptor, then [`settle`](Self::settle), look at the
+/// [`refusals`](Self::refusals), and [`finish`](Self::finish). It holds
+/// duplicates of all descriptors until it is dropped.
+#[derive(Debug)]
+pub struct FileSaver {
+    policy: FilePolicy,
+    descriptions: Descriptions,
+    files: BTreeMap<u32, Saved>,
+    by_path: HashMap<PathKey, u32>,
+    refusals: Vec<Refusal>,
+    saved_realtime_ns: u64,
+    next_id: u32,
+    pipes: Pipes,
+    ghosts: Ghosts,
+    memfds: Memfds,
+    unix: unix::Table,
+    /// `FLOCK` and similar lines by the file they were seen on.
+    locks: late::LocksSeen,
+}
+
+/// Files without a descriptor are the same if opening them gives the same.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct PathKey {
+    inode: (u64, u64),
+    link: String,
+    flags: u32,
+    mnt_ns: u32,
+}
+
+impl FileSaver {
+    /// Starts with nothing. Lifts our own limit of open files.
+    pub fn new(policy: FilePolicy) -> Result<Self, FileError> {
+        sys::raise_open_file_limit()?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Self {
+            policy,
+            descriptions: Descriptions::default(),
+            files: BTreeMap::new(),
+            by_path: HashMap::new(),
+            refusals: Vec::new(),
+            saved_realtime_ns: now.as_nanos() as u64,
+            next_id: 1,
+            pipes: Pipes::default(),
+            ghosts: Ghosts::default(),
+            memfds: Memfds::default(),
+            unix: unix::Table::default(),
+            locks: late::LocksSeen::default(),
+        })
+    }
+
+    /// Saves one descriptor table; call it once for tasks that share theirs.
+    ///
+    /// Gives the records of `fdinfo-FILES_ID.img`. What cannot be carried is
+    /// missing there and listed in [`refusals`](Self::refusals).
+    pub fn save_fds(&mut self, task: &TaskFiles<'_>) -> Result<Vec<FdinfoEntry>, FileError> {
+        let mut table = Vec::new();
+        for fd in self.descriptor_numbers(task)? {
+            match self.save_fd(task, fd) {
+                Ok(entry) => table.extend(entry),
+                // A running task may close it meanwhile.
+                Err(e) if !self.policy.payload && is_gone(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(table)
+    }
+
+    fn descriptor_numbers(&self, task: &TaskFiles<'_>) -> Result<Vec<u32>, FileError> {
+        let path = format!("/proc/{}/fd", task.pid);
+        let dir = std::fs::read_dir(&path).map_err(|e| proc(task, &path, e))?;
+        let mut numbers = Vec::new();
+        for entry in dir {
+            let name = entry.map_err(|e| proc(task, &path, e))?.file_name();
+            numbers.extend(name.to_str().and_then(|n| n.parse::<u32>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn save_fd(&mut self, task: &TaskFiles<'_>, fd: u32) -> Result<Option<FdinfoEntry>, FileError> {
+        let object = format!("fd {fd}");
+        let failed = |source| FileError::Task {
+            pid: task.pid,
+            object: object.clone(),
+            source,
+        };
+        let dup = sys::pidfd_getfd(task.pidfd, fd as i32).map_err(failed)?;
+        let stat = fstat(&dup).map_err(|e| failed(SysError::new("fstat", &object, e)))?;
+        let path = format!("/proc/{}/fdinfo/{fd}", task.pid);
+        let text = std::fs::read_to_string(&path).map_err(|e| proc(task, &path, e))?;
+        let info = FdInfo::parse(&text).map_err(|e| proc(task, &path, e))?;
+        let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
+        let slot = Slot { pid: task.pid, fd };
+        let inode = (stat.st_dev, stat.st_ino);
+        let id = match self.descriptions.find(inode, dup.as_fd()).map_err(failed)? {
+            Some(id) => {
+                self.descriptions.add_slot(id, slot);
+                id
+            }
+            None => {
+                let path = format!("/proc/{}/fd/{fd}", task.pid);
+                let link = std::fs::read_link(&path).map_err(|e| proc(task, &path, e))?;
+                let link = link.to_string_lossy().into_owned();
+                let policy = self.policy;
+                let file = Examined {
+                    fd: dup.as_fd(),
+                    info: &info,
+                    stat: &stat,
+                    link: &link,
+                    task,
+                    policy: &policy,
+                };
+                let found = found(task, format!("fd {fd} ({link})"), inode);
+                let Some(id) = self.examine(&file, found)? else {
+                    return Ok(None);
+                };
+                self.descriptions
+                    .insert(inode, dup, id, slot)
+                    .map_err(failed)?;
+                id
+            }
+        };
+        if !info.locks.is_empty() {
+            self.locks.note(id, slot, info.locks);
+        }
+        Ok(self.files.get(&id).map(|saved| FdinfoEntry {
+            id,
+            // The only flag a descriptor has of its own.
+            flags: u32::from(cloexec),
+            r#type: saved.entry.r#type,
+            fd,
+            xattr_security_selinux: None,
+        }))
+    }
+
+    /// Saves a file that is used without a descriptor: executable, working
+    /// directory, root, a mapped file.
+    ///
+    /// `fd` is ours and refers to it (`O_PATH` will do), `flags` are those to
+    /// open it with, `what` names the use in messages. Equal files share an
+    /// id. `None`: it was refused.
+    pub fn save_path_fd(
+        &mut self,
+        task: &TaskFiles<'_>,
+        fd: BorrowedFd<'_>,
+        flags: u32,
+        what: &str,
+    ) -> Result<Option<u32>, FileError> {
+        let failed = |source| FileError::Task {
+            pid: task.pid,
+            object: what.to_owned(),
+            source,
+        };
+        let stat = fstat(fd).map_err(|e| failed(SysError::new("fstat", what, e)))?;
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let link = std::fs::read_link(&path).map_err(|e| proc(task, &path, e))?;
+        let link = link.to_string_lossy().into_owned();
+        let inode = (stat.st_dev, stat.st_ino);
+        let key = PathKey {
+            inode,
+            link: link.clone(),
+            flags,
+            mnt_ns: task.mnt_ns,
+        };
+        if let Some(&id) = self.by_path.get(&key) {
+            return Ok(Some(id));
+        }
+        let info = FdInfo {
+            flags,
+            ..FdInfo::default()
+        };
+        let policy = self.policy;
+        let opened: OwnedFd;
+        // Owner and status are asked of a description of our own.
+        let usable = if flags & libc::O_PATH as u32 != 0 {
+            fd
+        } else {
+            opened = sys::reopen(fd, libc::O_RDONLY | libc::O_NONBLOCK).map_err(failed)?;
+            opened.as_fd()
+        };
+        let file = Examined {
+            fd: usable,
+            info: &info,
+            stat: &stat,
+            link: &link,
+            task,
+            policy: &policy,
+        };
+        let found = found(task, format!("{what} ({link})"), inode);
+        let Some(id) = self.examine(&file, found)? else {
+            return Ok(None);
+        };
+        if let Some(saved) = self.files.get_mut(&id) {
+            saved.extra.exact_size = Some(true);
+        }
+        self.by_path.insert(key, id);
+        Ok(Some(id))
+    }
+
+    /// Saves a file under a new id, or notes the refusal.
+    fn examine(&mut self, file: &Examined<'_>, found: Found) -> Result<Option<u32>, FileError> {
+        let id = self.next_id;
+        let mut saved = Saved::new(id, found);
+        self.next_id += 1;
+        match self.save_kind(file, &mut saved) {
+            Ok(()) => {
+                self.files.insert(id, saved);
+                Ok(Some(id))
+            }
+            Err(Stop::Refuse {
+                kind,
+                reason,
+                advice,
+            }) => {
+                self.refuse(&saved.found, &kind, reason, advice);
+                Ok(None)
+            }
+            Err(Stop::Sys(source)) => {
+                let found = saved.found;
+                Err(FileError::Task {
+                    pid: found.pid,
+                    object: found.object,
+                    source,
+                })
+            }
+        }
+    }
+
+    fn save_kind(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
+        if let Some(kind) = file.link.strip_prefix("anon_inode:") {
+            return match kind {
+                "[eventfd]" => eventfd::save(file, saved),
+                "[eventpoll]" => epoll::save(file, saved),
+                "[timerfd]" => timerfd::save(file, saved),
+                "[signalfd]" => signalfd::save(file, saved),
+                other => refuse_anonymous(other),
+            };
+        }
+        if file.is_path() {
+            return self.save_by_path(file, saved);
+        }
+        match file.format() {
+            libc::S_IFSOCK => socket::save(file, saved, &mut self.unix),
+            libc::S_IFIFO if file.link.starts_with("pipe:") => {
+                pipe::save(file, saved, &mut self.pipes)
+            }
+            libc::S_IFIFO => self.save_fifo(file, saved),
+            libc::S_IFREG if file.link.starts_with(memfd::PREFIX) => {
+                memfd::save(file, saved, &mut self.memfds)
+            }
+            _ => self.save_by_path(file, saved),
+        }
+    }
+
+    fn save_by_path(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
+        if let Some(kind) = special_filesystem(file)? {
+            return refuse(kind, "this kind of file is not carried", "untag the unit");
+        }
+        match reg::whereabouts(file)? {
+            Whereabouts::Named { name, mnt_ns } => {
+                saved.extra.mnt_ns = Some(mnt_ns);
+                reg::save(file, saved, name)
+            }
+            Whereabouts::Unlinked { name } => ghost::save(file, saved, name, &mut self.ghosts),
+        }
+    }
+
+    fn save_fifo(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
+        let Whereabouts::Named { name, mnt_ns } = reg::whereabouts(file)? else {
+            return refuse("named pipe", "its name is gone", "restart the service");
+        };
+        let path_id = self.next_id;
+        self.next_id += 1;
+        let mut path = Saved::new(path_id, saved.found.clone());
+        // Opened for both directions, it neither waits for a peer nor fails without one.
+        let both = FdInfo {
+            flags: (libc::O_RDWR | libc::O_NONBLOCK) as u32,
+            ..FdInfo::default()
+        };
+        reg::save(
+            &Examined {
+                info: &both,
+                ..*file
+            },
+            &mut path,
+            name,
+        )?;
+        path.extra.mnt_ns = Some(mnt_ns);
+        self.files.insert(path_id, path);
+        pipe::save_fifo(file, saved, path_id, &mut self.pipes)
+    }
+
+    /// Completes what needs the whole picture: what epoll watches, the other
+    /// ends of pipes and sockets, buffered data. Call it once, after the last
+    /// file was saved.
+    pub fn settle(&mut self) -> Result<(), FileError> {
+        self.settle_late_slots();
+        let live = !self.policy.payload;
+        let mut refusals = Vec::new();
+
+        let descriptions = &self.descriptions;
+        let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
+        refusals.extend(self.pipes.settle(held, !live)?);
+        let rules = unix::Rules {
+            unix: self.policy.unix,
+            payload: !live,
+            live,
+        };
+        refusals.extend(unix::settle(
+            &mut self.files,
+            descriptions,
+            &mut self.unix,
+            &rules,
+        )?);
+        for saved in self.files.values_mut().filter(|s| s.entry.epfd.is_some()) {
+            match epoll::settle(saved, descriptions, live)? {
+                Ok(targets) => saved.extra.epoll_targets = targets,
+                Err(stop) => refusals.push((saved.entry.id, stop)),
+            }
+        }
+        refusals.extend(self.locks.settle(&mut self.files));
+        for (id, stop) in refusals {
+            let Some(found) = self.files.get(&id).map(|s| s.found.clone()) else {
+                continue;
+            };
+            match stop {
+                Stop::Refuse {
+                    kind,
+                    reason,
+                    advice,
+                } => self.refuse(&found, &kind, reason, advice),
+                Stop::Sys(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever was found first holding a file does what only a holder can.
+    fn settle_late_slots(&mut self) {
+        for (id, saved) in &mut self.files {
+            let slot = self.descriptions.get(*id).and_then(|h| h.slots.first());
+            if let Some(slot) = slot {
+                saved.extra.late_pid = Some(slot.pid);
+                saved.extra.late_fd = Some(slot.fd);
+            }
+        }
+    }
+
+    fn refuse(&mut self, found: &Found, kind: &str, reason: String, advice: String) {
+        let object = if found.object.contains(kind) {
+            found.object.clone()
+        } else {
+            format!("{}: {kind}", found.object)
+        };
+        self.refusals.push(Refusal {
+            pid: found.pid,
+            comm: found.comm.clone(),
+            object,
+            reason,
+            advice,
+        });
+    }
+
+    /// What cannot be carried; complete after [`settle`](Self::settle).
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// The records so far, by id.
+    pub fn entry(&self, id: u32) -> Option<&FileEntry> {
+        self.files.get(&id).map(|s| &s.entry)
+    }
+
+    /// Writes all images of files except the tables. Fails if anything was refused.
+    pub fn finish(self, sink: &mut dyn ImageSink) -> Result<(), FileError> {
+        if let Some(first) = self.refusals.first() {
+            let count = self.refusals.len();
+            return Err(FileError::Refused {
+                count,
+                first: first.to_string(),
+            });
+        }
+        let mut files = ImageWriter::new(Kind::Files);
+        let mut more = ImageWriter::new(Kind::RcrFiles);
+        more.record(&RcrFilesHead {
+            saved_realtime_ns: self.saved_realtime_ns,
+        });
+        for saved in self.files.values() {
+            files.record(&saved.entry);
+            if saved.extra
+                != (RcrFile {
+                    id: saved.entry.id,
+                    ..RcrFile::default()
+                })
+            {
+                more.record(&saved.extra);
+            }
+        }
+        put_image(sink, names::FILES, &files.finish())?;
+        put_image(sink, names::RCR_FILES, &more.finish())?;
+        self.pipes.finish(sink)?;
+        self.ghosts.finish(sink)?;
+        self.memfds.finish(sink)?;
+        self.unix.finish(sink)?;
+        Ok(())
+    }
+
+    /// Writes the table of one `files_id`.
+    pub fn put_table(
+        sink: &mut dyn ImageSink,
+        files_id: u32,
+        table: &[FdinfoEntry],
+    ) -> Result<(), FileError> {
+        Ok(put_records(
+            sink,
+            Kind::Fdinfo,
+            &names::fdinfo(files_id),
+            table,
+        )?)
+    }
+
+    /// Ids of journal streams, for whoever connects them again.
+    pub fn journal_streams(&self) -> Vec<u32> {
+        let journal = |s: &&Saved| {
+            s.extra
+                .socket
+                .as_ref()
+                .is_some_and(|k| k.fate() == super::Fate::Journal)
+        };
+        self.files
+            .values()
+            .filter(journal)
+            .map(|s| s.entry.id)
+            .collect()
+    }
+}
+
+fn found(task: &TaskFiles<'_>, object: String, inode: (u64, u64)) -> Found {
+    Found {
+        pid: task.pid,
+        comm: task.comm.to_owned(),
+        object,
+        inode,
+    }
+}
+
+fn proc(task: &TaskFiles<'_>, path: &str, what: impl ToString) -> FileError {
+    FileError::Proc {
+        pid: task.pid,
+        path: path.to_owned(),
+        what: what.to_string(),
+    }
+}
+
+/// Whether an error means that the descriptor or the task is no longer there.
+fn is_gone(e: &FileError) -> bool {
+    match e {
+        FileError::Task { source, .. } => {
+            matches!(source.errno, Errno::EBADF | Errno::ENOENT | Errno::ESRCH)
+        }
+        FileError::Proc { pid, path, .. } => {
+            path != &format!("/proc/{pid}/fd") && !std::path::Path::new(path).exists()
+        }
+        _ => false,
+    }
+}
+
+/// Files of kernel-internal filesystems that look like regular ones.
+fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
+    // linux/magic.h
+    Ok(match sys::filesystem(file.fd)? {
+        0x6e73_6673 => Some("namespace descriptor"),
+        0x5049_4446 => Some("pidfd"),
+        0x5345_434d => Some("secret memory"),
+        0xcafe_4a11 => Some("BPF object"),
+        _ => None,
+    })
+}
+
+fn refuse_anonymous(kind: &str) -> Result<(), Stop> {
+    let kind = kind.trim_matches(['[', ']']);
+    let (reason, advice) = match kind {
+        "io_uring" => (
+            "rings and requests in flight live in the kernel",
+            "turn io_uring off in the service's configuration, or untag the unit",
+        ),
+        "inotify" => ("watches are not carried yet", "untag the unit"),
+        "userfaultfd" => ("its memory registrations are not carried", "untag the unit"),
+        "pidfd" => (
+            "it may refer to a process outside the service",
+            "untag the unit",
+        ),
+        "fanotify" => ("its marks are not carried", "untag the unit"),
+        _ => ("this kind of file is not carried", "untag the unit"),
+    };
+    refuse(kind, reason, advice)
+}

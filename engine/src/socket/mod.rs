@@ -1,0 +1,76 @@
+//! Sockets: what they are, and how they come back.
+//!
+//! Each kind has one file with its `save`, what it refuses, and its `restore`.
+//! Sockets are examined through duplicates of the task's descriptors and made
+//! again by the controller; see [`crate::file`].
+
+mod diag;
+pub(crate) mod inet;
+pub(crate) mod netlink;
+pub(crate) mod opts;
+pub(crate) mod unix;
+pub(crate) mod unix_back;
+
+use std::os::fd::BorrowedFd;
+
+use crate::file::error::{BuildError, Stop, refuse};
+use crate::file::examined::{Examined, Saved};
+use crate::file::sys;
+use crate::sys::{SysError, SysResult};
+
+/// The three numbers that socket(2) takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub domain: i32,
+    pub kind: i32,
+    pub protocol: i32,
+}
+
+impl Kind {
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> SysResult<Self> {
+        let get = |name| sys::socket_option_int(fd, libc::SOL_SOCKET, name);
+        Ok(Self {
+            domain: get(libc::SO_DOMAIN)?,
+            kind: get(libc::SO_TYPE)?,
+            protocol: get(libc::SO_PROTOCOL)?,
+        })
+    }
+}
+
+/// Saves a socket, or says why not.
+pub(crate) fn save(
+    file: &Examined<'_>,
+    saved: &mut Saved,
+    unix: &mut unix::Table,
+) -> Result<(), Stop> {
+    let kind = Kind::of(file.fd)?;
+    match kind.domain {
+        libc::AF_INET | libc::AF_INET6 => inet::save(file, saved, kind),
+        libc::AF_UNIX => unix::save(file, saved, kind, unix),
+        libc::AF_NETLINK => netlink::save(file, saved, kind),
+        libc::AF_PACKET => refuse(
+            "packet socket",
+            "packet sockets are not carried",
+            "untag the unit",
+        ),
+        other => refuse(
+            format!("socket of family {other}"),
+            "sockets of this family are not carried",
+            "untag the unit",
+        ),
+    }
+}
+
+/// Gives the socket's inode its owner, which the kernel uses as the socket's.
+pub(crate) fn set_owner(
+    fd: BorrowedFd<'_>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> Result<(), BuildError> {
+    use nix::unistd::{Gid, Uid, fchown};
+    if uid.unwrap_or(0) != 0 || gid.unwrap_or(0) != 0 {
+        fchown(fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+            .map_err(|e| SysError::new("fchown", "socket", e))?;
+    }
+    Ok(())
+}

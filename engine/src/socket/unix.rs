@@ -1,0 +1,357 @@
+//! Unix sockets: listening, paired inside the service, or leading outside.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+
+use super::diag::{self, UnixInfo};
+use super::{Kind, opts};
+use crate::file::UnixPolicy;
+use crate::file::error::{Stop, refuse};
+use crate::file::examined::{Examined, Saved};
+use crate::file::identity::Descriptions;
+use crate::file::record::{Fate, RcrSocket};
+use crate::file::reg::{Whereabouts, whereabouts};
+use crate::file::sys;
+use crate::image::schema::{FdTypes, FilePermsEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
+use crate::image::{ImageError, ImageSink, ImageWriter, Kind as ImageKind, names, put_image};
+use crate::sys::{SysError, SysResult};
+
+pub(crate) const LISTEN: u32 = 10;
+/// The largest piece of a queue that is looked at in one go.
+const PIECE: usize = 1 << 20;
+
+/// What is known about all unix sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    infos: HashMap<u32, UnixInfo>,
+    queues: Vec<(SkPacketEntry, Vec<u8>)>,
+}
+
+impl Table {
+    /// The kernel's view of a socket; asked once for all, and again for newer ones.
+    fn info(&mut self, ino: u32) -> Result<UnixInfo, Stop> {
+        if !self.infos.contains_key(&ino) {
+            self.infos = diag::unix_sockets()?;
+        }
+        match self.infos.get(&ino) {
+            Some(info) => Ok(info.clone()),
+            None => refuse(
+                "unix socket",
+                format!("socket:[{ino}] is not in the host's network namespace"),
+                "turn PrivateNetwork= off, or untag the unit",
+            ),
+        }
+    }
+
+    /// Writes the queued data.
+    pub(crate) fn finish(self, sink: &mut dyn ImageSink) -> Result<(), ImageError> {
+        if self.queues.is_empty() {
+            return Ok(());
+        }
+        let mut image = ImageWriter::new(ImageKind::SkQueues);
+        for (head, data) in &self.queues {
+            image.record(head).payload(data);
+        }
+        put_image(sink, names::SK_QUEUES, &image.finish())
+    }
+}
+
+/// Saves one socket; whether its peer is inside the service shows in [`settle`].
+pub(crate) fn save(
+    file: &Examined<'_>,
+    saved: &mut Saved,
+    kind: Kind,
+    table: &mut Table,
+) -> Result<(), Stop> {
+    let ino = file.stat.st_ino as u32;
+    let info = table.info(ino)?;
+    let local = sys::local_address(file.fd)?;
+    let peer = sys::peer_address(file.fd)?;
+    let mut more = RcrSocket {
+        local: (local.len() > 2).then(|| local.clone()),
+        peer: peer.clone(),
+        options: opts::save(file.fd, kind)?,
+        fate: Some(Fate::Kept.into()),
+        uid: Some(file.stat.st_uid),
+        gid: Some(file.stat.st_gid),
+        ..RcrSocket::default()
+    };
+    let mut perms = None;
+    let has_path = local.get(2).is_some_and(|&b| b != 0);
+    if has_path {
+        let at = path_of(file)?;
+        perms = Some(at.perms);
+        more.path = Some(at.path);
+        saved.extra.mnt_ns = Some(at.mnt_ns);
+    }
+    if kind.kind == libc::SOCK_STREAM && peer.as_deref().is_some_and(is_journal) {
+        more.fate = Some(Fate::Journal.into());
+    }
+    saved.entry.r#type = FdTypes::Unixsk.into();
+    saved.entry.usk = Some(UnixSkEntry {
+        id: saved.entry.id,
+        ino,
+        r#type: kind.kind as u32,
+        state: info.state.into(),
+        flags: file.flags(),
+        uflags: 0,
+        backlog: info.backlog,
+        peer: info.peer.unwrap_or(0),
+        fown: file.fown()?,
+        opts: opts::entry(file.fd)?,
+        name: local.get(2..).unwrap_or_default().to_vec(),
+        shutdown: Some(match info.shutdown & 3 {
+            0 => SkShutdown::None,
+            1 => SkShutdown::Read,
+            2 => SkShutdown::Write,
+            _ => SkShutdown::Both,
+        } as i32),
+        file_perms: perms,
+        ..UnixSkEntry::default()
+    });
+    saved.extra.socket = Some(more);
+    Ok(())
+}
+
+/// Whether an address is a journal's stream socket.
+fn is_journal(address: &[u8]) -> bool {
+    let shown = sys::show_address(address);
+    shown
+        .strip_prefix("/run/systemd/journal")
+        .is_some_and(|rest| rest == "/stdout" || rest.starts_with('.') && rest.ends_with("/stdout"))
+}
+
+struct BoundAt {
+    path: String,
+    mnt_ns: u32,
+    perms: FilePermsEntry,
+}
+
+/// Where the file of a bound socket is, whatever relative name it was bound by.
+fn path_of(file: &Examined<'_>) -> Result<BoundAt, Stop> {
+    let fd = sys::unix_socket_file(file.fd)?;
+    let stat = fstat(&fd).map_err(|e| SysError::new("fstat", "socket file", e))?;
+    let link = std::fs::read_link(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&fd)
+    ));
+    let link = link
+        .ok()
+        .and_then(|l| l.into_os_string().into_string().ok())
+        .unwrap_or_default();
+    let as_file = Examined {
+        fd: fd.as_fd(),
+        stat: &stat,
+        link: &link,
+        ..*file
+    };
+    match whereabouts(&as_file)? {
+        Whereabouts::Named { name, mnt_ns } => Ok(BoundAt {
+            path: name,
+            mnt_ns,
+            perms: FilePermsEntry {
+                mode: stat.st_mode,
+                uid: stat.st_uid,
+                gid: stat.st_gid,
+            },
+        }),
+        Whereabouts::Unlinked { name } => refuse(
+            "unix socket",
+            format!("its file {name} was removed"),
+            "restart the service, or untag the unit",
+        ),
+    }
+}
+
+/// What [`settle`] needs to know.
+pub(crate) struct Rules {
+    pub unix: UnixPolicy,
+    pub payload: bool,
+    /// A running service: what is missing may have gone meanwhile.
+    pub live: bool,
+}
+
+/// Connects what belongs together once all sockets are known, decides about
+/// what leads outside, and reads the queues. Gives refusals by file id.
+pub(crate) fn settle(
+    files: &mut BTreeMap<u32, Saved>,
+    descriptions: &Descriptions,
+    table: &mut Table,
+    rules: &Rules,
+) -> SysResult<Vec<(u32, Stop)>> {
+    let mut by_ino = HashMap::new();
+    let mut listeners = HashMap::new();
+    for s in files.values() {
+        let Some(usk) = &s.entry.usk else { continue };
+        by_ino.insert(usk.ino, usk.id);
+        if usk.state == LISTEN && !usk.name.is_empty() {
+            listeners.insert(usk.name.clone(), usk.id);
+        }
+    }
+    let mut refusals = Vec::new();
+    let ids: Vec<u32> = by_ino.values().copied().collect();
+    for id in ids {
+        let Some(held) = descriptions.get(id) else {
+            continue;
+        };
+        let Some(saved) = files.get(&id) else {
+            continue;
+        };
+        let decided = decide(saved, files, &by_ino, rules);
+        let (fate, peer_id) = match decided {
+            Ok(d) => d,
+            Err(stop) => {
+                refusals.push((id, stop));
+                continue;
+            }
+        };
+        let Some(saved) = files.get_mut(&id) else {
+            continue;
+        };
+        let (Some(usk), Some(more)) = (&saved.entry.usk, &mut saved.extra.socket) else {
+            continue;
+        };
+        more.fate = Some(fate.into());
+        more.peer_id = peer_id;
+        let stream = usk.r#type != libc::SOCK_DGRAM as u32;
+        if stream && usk.state != LISTEN && peer_id.is_some() {
+            more.accepted_by = listeners.get(&usk.name).copied();
+        }
+        if usk.state == LISTEN {
+            // listen(2) notes who its peers see at the other end.
+            let cred =
+                sys::socket_option(held.fd.as_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, 12)?;
+            let pid = cred
+                .get(..4)
+                .map(|b| i32::from_ne_bytes(b.try_into().expect("4")));
+            if let Some(slot) = held.slots.iter().find(|s| Some(s.pid) == pid) {
+                saved.extra.late_pid = Some(slot.pid);
+                saved.extra.late_fd = Some(slot.fd);
+            }
+        } else if rules.payload && fate != Fate::Journal {
+            match queue(held.fd.as_fd(), usk.r#type as i32)? {
+                Ok(packets) => table.queues.extend(packets.into_iter().map(|data| {
+                    let head = SkPacketEntry {
+                        id_for: usk.ino,
+                        length: data.len() as u32,
+                        ..SkPacketEntry::default()
+                    };
+                    (head, data)
+                })),
+                Err(stop) => refusals.push((id, stop)),
+            }
+        }
+    }
+    Ok(refusals)
+}
+
+/// What becomes of one socket's connection, and the other end if it is inside.
+fn decide(
+    saved: &Saved,
+    files: &BTreeMap<u32, Saved>,
+    by_ino: &HashMap<u32, u32>,
+    rules: &Rules,
+) -> Result<(Fate, Option<u32>), Stop> {
+    let (Some(usk), Some(more)) = (&saved.entry.usk, &saved.extra.socket) else {
+        return Ok((Fate::Kept, None));
+    };
+    if more.fate() == Fate::Journal || usk.state == LISTEN {
+        return Ok((more.fate(), None));
+    }
+    let datagram = usk.r#type == libc::SOCK_DGRAM as u32;
+    let both_shut = usk.shutdown() == SkShutdown::Both;
+    if usk.peer == 0 {
+        let connected = more.peer.is_some();
+        return match (datagram, connected) {
+            (_, false) => Ok((Fate::Kept, None)),
+            // The peer has gone before us.
+            (true, true) => Ok((Fate::Closed, None)),
+            (false, true) if both_shut => Ok((Fate::Closed, None)),
+            (false, true) if rules.live => Ok((Fate::Kept, None)),
+            (false, true) => outside(more, "a server that has not accepted it yet", rules),
+        };
+    }
+    let Some(&peer_id) = by_ino.get(&usk.peer) else {
+        if datagram {
+            // Who sends to a socket that went away is told so and connects again.
+            return Ok((Fate::Closed, None));
+        }
+        if both_shut {
+            return Ok((Fate::Closed, None));
+        }
+        return outside(more, "a process outside the service", rules);
+    };
+    let back = files
+        .get(&peer_id)
+        .and_then(|p| p.entry.usk.as_ref())
+        .map_or(0, |p| p.peer);
+    let peer_named = files
+        .get(&peer_id)
+        .and_then(|p| p.extra.socket.as_ref())
+        .is_some_and(|s| s.local.is_some());
+    if back != usk.ino && !peer_named {
+        return refuse(
+            "unix socket",
+            "it sends to an unnamed socket that does not send back",
+            "untag the unit",
+        );
+    }
+    Ok((Fate::Kept, Some(peer_id)))
+}
+
+fn outside(more: &RcrSocket, whom: &str, rules: &Rules) -> Result<(Fate, Option<u32>), Stop> {
+    if rules.unix == UnixPolicy::Close {
+        return Ok((Fate::Closed, None));
+    }
+    let name = more
+        .peer
+        .as_deref()
+        .map_or("unnamed".into(), sys::show_address);
+    refuse(
+        "unix connection",
+        format!("it leads to {whom} (peer {name})"),
+        "stop the other side, allow such connections to be closed, or untag the unit",
+    )
+}
+
+/// The packets (or, of a stream, the bytes) a socket has not read yet.
+fn queue(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Result<Vec<Vec<u8>>, Stop>> {
+    let peek_off =
+        |v: i32| sys::set_socket_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &v.to_ne_bytes());
+    let before = sys::socket_option_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+    peek_off(0)?;
+    let packets = walk(fd, kind);
+    peek_off(before)?;
+    packets
+}
+
+fn walk(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Result<Vec<Vec<u8>>, Stop>> {
+    let mut packets = Vec::new();
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let peeked = match sys::peek(fd, &mut buffer) {
+            Ok(Some(p)) => p,
+            Ok(None) => break,
+            // Not connected, or its peer reset it: nothing is queued.
+            Err(e) if matches!(e.errno, Errno::ENOTCONN | Errno::EINVAL | Errno::ECONNRESET) => {
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        if peeked.ancillary.is_some() {
+            return Ok(refuse(
+                "unix socket",
+                "descriptors are under way in its queue",
+                "try again when they have arrived",
+            ));
+        }
+        if peeked.copied == 0 && kind != libc::SOCK_DGRAM {
+            break;
+        }
+        packets.push(buffer[..peeked.copied].to_vec());
+    }
+    Ok(Ok(packets))
+}
