@@ -13,8 +13,16 @@ fn main() -> anyhow::Result<()> {
     };
     let initrd = Initrd::read(Path::new(initrd))?;
     let modules = ModuleSet::resolve(Path::new(modules_root), release, &STORE_MODULES)?;
-    let names: Vec<_> = modules.modules().iter().map(|module| module.name.as_str()).collect();
-    println!("{:?}, {} files, modules {names:?}", initrd.family(), initrd.names().len());
+    let names: Vec<_> = modules
+        .modules()
+        .iter()
+        .map(|module| module.name.as_str())
+        .collect();
+    println!(
+        "{:?}, {} files, modules {names:?}",
+        initrd.family(),
+        initrd.names().len()
+    );
     let overlay = overlay::build(
         &initrd,
         &OverlayInput {

@@ -64,19 +64,6 @@ pub struct ModuleFile {
     pub options: String,
 }
 
-/// The admin's own init in a command line: the last `init=` that is not ours.
-///
-/// Everything behind ` -- ` belongs to init and is not looked at.
-pub fn admin_init(cmdline: &str) -> Option<String> {
-    cmdline
-        .split_ascii_whitespace()
-        .take_while(|word| *word != "--")
-        .filter_map(|word| word.strip_prefix("init="))
-        .filter(|path| *path != INIT_PATH && path.starts_with('/'))
-        .last()
-        .map(str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,16 +79,5 @@ mod tests {
             }
         );
         assert!(serde_json::from_str::<EarlyConfig>(r#"{"pidbase": 1}"#).is_err());
-    }
-
-    #[test]
-    fn the_admins_init_is_the_last_one_that_is_not_ours() {
-        assert_eq!(admin_init("ro quiet"), None);
-        assert_eq!(
-            admin_init("init=/sbin/openrc init=/run/rcr/boot/init"),
-            Some("/sbin/openrc".into())
-        );
-        assert_eq!(admin_init("init=/a init=/b -- init=/c"), Some("/b".into()));
-        assert_eq!(admin_init("rd.init=/a init=rel"), None);
     }
 }

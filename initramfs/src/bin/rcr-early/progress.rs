@@ -13,13 +13,24 @@ use serde::{Deserialize, Serialize};
 pub struct Progress {
     /// The stage that runs.
     pub stage: String,
-    /// Units whose cgroup exists, with it.
-    pub cgroups: Vec<(String, PathBuf)>,
+    /// What has been made for units so far.
+    pub made: Vec<Made>,
     /// The restored processes run: they are the services now and are not to be
     /// cleaned up.
     pub resumed: bool,
     /// The report as it would be if nothing more came.
     pub report: Option<Report>,
+}
+
+/// What has been, or is about to be, made for a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The unit.
+    pub unit: String,
+    /// Its cgroup's directory.
+    pub cgroup: PathBuf,
+    /// Its files on tmpfs.
+    pub files: Vec<PathBuf>,
 }
 
 impl Progress {
@@ -64,7 +75,11 @@ mod tests {
         assert_eq!(Progress::read(dir.path()).unwrap(), None);
         let note = Progress {
             stage: "restore".into(),
-            cgroups: vec![("a.service".into(), "/sys/fs/cgroup/a".into())],
+            made: vec![Made {
+                unit: "a.service".into(),
+                cgroup: "/sys/fs/cgroup/a".into(),
+                files: vec!["/run/a".into()],
+            }],
             ..Default::default()
         };
         note.write(dir.path()).unwrap();

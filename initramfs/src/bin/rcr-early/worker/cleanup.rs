@@ -2,7 +2,7 @@
 
 use rcr_systemd::handover::{AdoptionRecord, Report};
 
-use super::ground::Ground;
+use super::ground::{Ground, clear};
 use super::host::Host;
 use crate::kmsg;
 use crate::pid1::Ended;
@@ -39,12 +39,10 @@ pub fn after(host: &Host, ground: &dyn Ground, ended: &str) -> anyhow::Result<Op
     if progress.resumed {
         return Ok(Some(report));
     }
-    for (unit, dir) in &progress.cgroups {
-        if let Err(error) = ground.clear_cgroup(dir) {
-            kmsg::warn(&format!("{unit}: {error:#}"));
-        }
-        AdoptionRecord::remove_in(&host.restored_dir(), unit)?;
+    for made in &progress.made {
+        AdoptionRecord::remove_in(&host.restored_dir(), &made.unit)?;
     }
+    clear(ground, &progress.made);
     let units: Vec<String> = report.services.iter().map(|s| s.unit.clone()).collect();
     for unit in units {
         report.cold_service(&unit, &reason);

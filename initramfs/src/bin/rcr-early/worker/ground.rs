@@ -5,11 +5,13 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use rcr_systemd::handover::PseudoMount;
 
 use super::host::Host;
 use super::{cgroup, mountinfo};
+use crate::progress::Made;
 use crate::{kmsg, sys};
 
 /// A file system that every system of ours has, as systemd mounts it
@@ -89,6 +91,25 @@ pub trait Ground {
 
     /// Kills everything in a unit's cgroup and removes it.
     fn clear_cgroup(&self, dir: &Path) -> anyhow::Result<()>;
+
+    /// Removes a file or directory tree of a unit.
+    fn clear_file(&self, path: &Path) -> anyhow::Result<()>;
+}
+
+/// Removes all that was made for units, as far as it goes.
+pub fn clear(ground: &dyn Ground, made: &[Made]) {
+    for Made {
+        unit,
+        cgroup,
+        files,
+    } in made
+    {
+        let cleared = ground.clear_cgroup(cgroup);
+        let cleared = cleared.and_then(|()| files.iter().try_for_each(|f| ground.clear_file(f)));
+        if let Err(error) = cleared {
+            kmsg::warn(&format!("{unit}: {error:#}"));
+        }
+    }
 }
 
 /// Mounts what is needed to find the store.
@@ -135,6 +156,26 @@ impl Ground for Host {
     fn clear_cgroup(&self, dir: &Path) -> anyhow::Result<()> {
         cgroup::kill_and_remove(dir)
     }
+
+    fn clear_file(&self, path: &Path) -> anyhow::Result<()> {
+        remove_from_tmpfs(path).with_context(|| format!("removing {}", path.display()))
+    }
+}
+
+/// Removes what lies on tmpfs, which was empty before we restored it; nothing
+/// that lasts on a disk is ever removed, whatever an image says.
+fn remove_from_tmpfs(path: &Path) -> anyhow::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let parent = path.parent().context("no path below a directory")?;
+    if statfs(parent)?.filesystem_type() != TMPFS_MAGIC {
+        return Ok(());
+    }
+    Ok(match metadata.is_dir() {
+        true => fs::remove_dir_all(path)?,
+        false => fs::remove_file(path)?,
+    })
 }
 
 impl ApiMount {
@@ -244,6 +285,20 @@ fn split_options(options: &str) -> (MsFlags, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_files_on_tmpfs_are_removed() {
+        let on_tmpfs = tempfile::tempdir_in("/dev/shm").unwrap();
+        let tree = on_tmpfs.path().join("redis");
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("pid"), "1").unwrap();
+        remove_from_tmpfs(&tree).unwrap();
+        assert!(!tree.exists());
+        remove_from_tmpfs(&tree).unwrap();
+        let lasting = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        remove_from_tmpfs(&lasting).unwrap();
+        assert!(lasting.exists());
+    }
 
     #[test]
     fn options_are_flags_or_data() {

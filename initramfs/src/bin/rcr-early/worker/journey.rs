@@ -12,11 +12,11 @@ use rcr_systemd::handover::{
 
 use super::cgroup;
 use super::fail::FailAt;
-use super::ground::Ground;
+use super::ground::{Ground, clear};
 use super::host::Host;
 use super::restorer::{Restorer, Standing};
 use crate::kmsg;
-use crate::progress::Progress;
+use crate::progress::{Made, Progress};
 
 /// One run of the worker.
 pub struct Journey<'h> {
@@ -169,13 +169,18 @@ impl<'h> Journey<'h> {
     ) -> anyhow::Result<Restored<'m>> {
         self.fail_at.stage("restore")?;
         self.fail_at.unit(&plan.unit)?;
-        let dir = self.host.cgroup_dir(&plan.cgroup);
-        self.progress.cgroups.push((plan.unit.clone(), dir.clone()));
+        let cgroup = self.host.cgroup_dir(&plan.cgroup);
+        // What was there before is not ours to clean up.
+        self.ground.make_cgroup(&cgroup)?;
+        self.progress.made.push(Made {
+            unit: plan.unit.clone(),
+            cgroup,
+            files: plan.runtime_paths.iter().map(PathBuf::from).collect(),
+        });
         self.note();
-        self.ground.make_cgroup(&dir)?;
         let output = self.host.output_dir().join(format!("{}.log", plan.unit));
         let images = Prefixed::new(store, &plan.unit);
-        let standing = restorer.restore(plan, &images, &dir, &output)?;
+        let standing = restorer.restore(plan, &images, &output)?;
         Ok(Restored {
             plan,
             output,
@@ -248,16 +253,10 @@ impl<'h> Journey<'h> {
         if let Err(error) = AdoptionRecord::remove_in(&self.host.restored_dir(), unit) {
             kmsg::warn(&format!("{:#}", anyhow::Error::from(error)));
         }
-        let ground = self.ground;
-        self.progress.cgroups.retain(|(name, dir)| {
-            if name == unit
-                && let Err(error) = ground.clear_cgroup(dir)
-            {
-                kmsg::warn(&format!("{unit}: {error:#}"));
-                return true;
-            }
-            name != unit
-        });
+        let made = std::mem::take(&mut self.progress.made);
+        let (gone, rest) = made.into_iter().partition(|made| made.unit == unit);
+        self.progress.made = rest;
+        clear(self.ground, &gone);
     }
 
     /// Completes a report with the stages of this side.

@@ -18,6 +18,7 @@ mod restorer;
 #[cfg(test)]
 mod tests;
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::utsname::uname;
 use rcr_initramfs::EarlyConfig;
 use rcr_pmem_store::region::DaxRegion;
@@ -29,12 +30,19 @@ use fail::FailAt;
 use host::Host;
 use journey::Journey;
 
+/// Most open files; the kernel's own upper bound (fs.nr_open) at boot.
+const FILES_MAX: u64 = 1 << 20;
+
 /// The worker's exit code when boot can go on without cleaning up.
 const DONE: i32 = 0;
 
 /// Restores what the locator of this boot tells of.
 pub fn main(config: &EarlyConfig) -> i32 {
     let host = Host::default();
+    // A service may have more files open than a kernel's first process may.
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, FILES_MAX, FILES_MAX) {
+        kmsg::warn(&format!("find: number of open files: {error}"));
+    }
     if let Err(error) = ground::mount_base() {
         kmsg::warn(&format!("find: {error:#}"));
         return DONE;
@@ -51,18 +59,17 @@ pub fn main(config: &EarlyConfig) -> i32 {
 }
 
 fn carry(host: &Host, config: &EarlyConfig, locator: &Locator) {
-    let mut journey = Journey::new(
-        host,
-        host,
-        FailAt::parse(config.fail_at.as_deref()),
-        release(),
-    );
+    let fail_at = FailAt::parse(config.fail_at.as_deref());
+    let mut journey = Journey::new(host, host, fail_at, release());
     let found = journey.find(|| {
         let region = DaxRegion::open(locator)?;
         Ok(Reader::open(region, &locator.nonce)?)
     });
+    let mut engine = restorer::Engine {
+        cgroup_root: host.cgroup_root.clone(),
+    };
     let report = match found {
-        Ok(found) => journey.restore_all(found, &locator.nonce, &mut restorer::engine()),
+        Ok(found) => journey.restore_all(found, &locator.nonce, &mut engine),
         Err(error) => Report::lost(&release(), &format!("{error:#}")),
     };
     finish(host, &report);

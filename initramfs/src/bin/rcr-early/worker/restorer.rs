@@ -1,14 +1,19 @@
 //! What the worker asks of the engine.
 
-use std::path::Path;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+use rcr_engine::content;
 use rcr_engine::image::ImageSource;
-use rcr_systemd::handover::UnitPlan;
+use rcr_engine::restore::{RestoreOptions, Restored, restore};
+use rcr_systemd::handover::{RUNTIME_TREE, UnitPlan};
 
 /// Brings a service's processes back.
 pub trait Restorer {
     /// Restores all processes of `plan` from `images`, whose names come without
-    /// the unit's prefix, into `cgroup` and leaves them standing still.
+    /// the unit's prefix, into its cgroup and leaves them standing still.
     ///
     /// `output` is where descriptors that led to the old journal are to lead
     /// until systemd's side connects them anew.
@@ -16,7 +21,6 @@ pub trait Restorer {
         &mut self,
         plan: &UnitPlan,
         images: &dyn ImageSource,
-        cgroup: &Path,
         output: &Path,
     ) -> anyhow::Result<Box<dyn Standing>>;
 }
@@ -27,19 +31,36 @@ pub trait Standing {
     fn resume(self: Box<Self>) -> anyhow::Result<()>;
 }
 
-/// INTERIM until the engine's restore has landed.
-pub fn engine() -> impl Restorer {
-    struct None_;
-    impl Restorer for None_ {
-        fn restore(
-            &mut self,
-            _: &UnitPlan,
-            _: &dyn ImageSource,
-            _: &Path,
-            _: &Path,
-        ) -> anyhow::Result<Box<dyn Standing>> {
-            anyhow::bail!("this build has no engine")
+/// The engine.
+pub struct Engine {
+    /// Where cgroup2 is mounted.
+    pub cgroup_root: PathBuf,
+}
+
+impl Restorer for Engine {
+    fn restore(
+        &mut self,
+        plan: &UnitPlan,
+        images: &dyn ImageSource,
+        output: &Path,
+    ) -> anyhow::Result<Box<dyn Standing>> {
+        if !plan.runtime_paths.is_empty() {
+            let root = File::open("/").context("/")?;
+            content::restore_paths(root.as_fd(), images, RUNTIME_TREE)?;
         }
+        let options = RestoreOptions {
+            sibling: true,
+            cgroup_mount: Some(self.cgroup_root.clone()),
+            journal_interim: (!plan.journal_streams.is_empty()).then(|| output.to_path_buf()),
+        };
+        Ok(Box::new(Stopped(restore(images, &options)?)))
     }
-    None_
+}
+
+struct Stopped(Restored);
+
+impl Standing for Stopped {
+    fn resume(self: Box<Self>) -> anyhow::Result<()> {
+        Ok(self.0.resume()?)
+    }
 }

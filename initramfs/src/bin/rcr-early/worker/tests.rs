@@ -18,7 +18,7 @@ use super::ground::Ground;
 use super::host::Host;
 use super::journey::Journey;
 use super::restorer::{Restorer, Standing};
-use crate::progress::Progress;
+use crate::progress::{Made, Progress};
 
 const NONCE: Nonce = [0xab; 16];
 const UNITS: [&str; 2] = ["a.service", "b.service"];
@@ -43,6 +43,13 @@ impl Ground for Paper {
         self.0.borrow_mut().push(format!("clear {}", dir.display()));
         Ok(())
     }
+
+    fn clear_file(&self, path: &Path) -> anyhow::Result<()> {
+        self.0
+            .borrow_mut()
+            .push(format!("remove {}", path.display()));
+        Ok(())
+    }
 }
 
 /// An engine that restores names.
@@ -63,7 +70,6 @@ impl Restorer for Names {
         &mut self,
         plan: &UnitPlan,
         images: &dyn ImageSource,
-        _cgroup: &Path,
         _output: &Path,
     ) -> anyhow::Result<Box<dyn Standing>> {
         if images.get("core")? != Some(plan.unit.as_bytes()) {
@@ -157,7 +163,7 @@ fn manifest() -> Manifest {
         pid_file: None,
         image_prefix: UnitPlan::prefix_of(unit),
         pids: vec![100_001],
-        runtime_paths: Vec::new(),
+        runtime_paths: vec![format!("/run/{unit}")],
         syslog_identifier: String::new(),
         journal_streams: Vec::new(),
     };
@@ -172,6 +178,14 @@ fn manifest() -> Manifest {
         units: UNITS.iter().map(|unit| plan(unit)).collect(),
         pseudo_mounts: Vec::new(),
         stages: Vec::new(),
+    }
+}
+
+fn made(unit: &str) -> Made {
+    Made {
+        unit: unit.into(),
+        cgroup: format!("/cg/{unit}").into(),
+        files: vec![format!("/run/{unit}").into()],
     }
 }
 
@@ -308,10 +322,7 @@ fn what_a_dead_worker_left_is_cleaned_up() {
     let paper = Paper(scene.events.clone());
     let progress = Progress {
         stage: "restore b.service".into(),
-        cgroups: vec![
-            ("a.service".into(), "/cg/a".into()),
-            ("b.service".into(), "/cg/b".into()),
-        ],
+        made: vec![made("a.service"), made("b.service")],
         resumed: false,
         report: Some(Report::cold(&manifest(), "cut off")),
     };
@@ -322,7 +333,15 @@ fn what_a_dead_worker_left_is_cleaned_up() {
     let report = cleanup::after(&scene.host, &paper, "the restorer died")
         .unwrap()
         .unwrap();
-    assert_eq!(scene.events(), ["clear /cg/a", "clear /cg/b"]);
+    assert_eq!(
+        scene.events(),
+        [
+            "clear /cg/a.service",
+            "remove /run/a.service",
+            "clear /cg/b.service",
+            "remove /run/b.service"
+        ]
+    );
     assert!(scene.recorded().is_empty());
     assert_eq!(
         report.reason,
@@ -344,7 +363,7 @@ fn resumed_services_survive_a_dead_worker() {
     UNITS.iter().for_each(|unit| report.kept(unit, Some(1)));
     let progress = Progress {
         stage: "resume".into(),
-        cgroups: vec![("a.service".into(), "/cg/a".into())],
+        made: vec![made("a.service")],
         resumed: true,
         report: Some(report.clone()),
     };
