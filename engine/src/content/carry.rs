@@ -79,9 +79,10 @@ fn walk(root: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<Walk, ContentError> {
 /// The paths without those that lie below another one or are named twice.
 fn outermost(paths: &[PathBuf]) -> impl Iterator<Item = &PathBuf> {
     paths.iter().enumerate().filter_map(|(i, p)| {
-        let covered = paths.iter().enumerate().any(|(j, other)| {
-            (p.starts_with(other) && p != other) || (p == other && j < i)
-        });
+        let covered = paths
+            .iter()
+            .enumerate()
+            .any(|(j, other)| (p.starts_with(other) && p != other) || (p == other && j < i));
         (!covered).then_some(p)
     })
 }
@@ -93,11 +94,17 @@ fn names_of(path: &Path) -> Result<Vec<&OsStr>, ContentError> {
         match c {
             Component::RootDir => absolute = true,
             Component::Normal(name) => names.push(name),
-            _ => return Err(ContentError::Path { path: path.to_owned() }),
+            _ => {
+                return Err(ContentError::Path {
+                    path: path.to_owned(),
+                });
+            }
         }
     }
     if !absolute || names.is_empty() {
-        return Err(ContentError::Path { path: path.to_owned() });
+        return Err(ContentError::Path {
+            path: path.to_owned(),
+        });
     }
     Ok(names)
 }

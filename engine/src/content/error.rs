@@ -35,6 +35,10 @@ impl ContentError {
         call: &'static str,
         path: &'a std::path::Path,
     ) -> impl FnOnce(E) -> Self + 'a {
-        move |e| Self::Node { call, path: path.to_owned(), source: e.into() }
+        move |e| Self::Node {
+            call,
+            path: path.to_owned(),
+            source: e.into(),
+        }
     }
 }

@@ -11,9 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, ftruncate, linkat, lsetxattr, makedev, mkdirat, mknodat,
-    openat, openat2, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    chmodat, chownat, ftruncate, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, openat2,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -55,13 +55,23 @@ impl<'a> Restore<'a> {
         let data_image = data_name(name);
         let data = match source.get(&data_image) {
             Ok(data) => data.unwrap_or_default(),
-            Err(source) => return Err(ImageError::Io { name: data_image, source }.into()),
+            Err(source) => {
+                return Err(ImageError::Io {
+                    name: data_image,
+                    source,
+                }
+                .into());
+            }
         };
         Ok(Self { tree, data, image })
     }
 
     fn bad(&self, what: String) -> ContentError {
-        ImageError::Content { name: self.image.clone(), what }.into()
+        ImageError::Content {
+            name: self.image.clone(),
+            what,
+        }
+        .into()
     }
 
     fn all(&self, dir: BorrowedFd<'_>) -> Result<(), ContentError> {
@@ -108,8 +118,9 @@ impl<'a> Restore<'a> {
                 Err(e) => return Err(err("mkdir")(e)),
             },
             NodeKind::File => self.file(dir, leaf, node, path)?,
-            NodeKind::Symlink => symlinkat(OsStr::from_bytes(&node.link), dir, leaf)
-                .map_err(err("symlink"))?,
+            NodeKind::Symlink => {
+                symlinkat(OsStr::from_bytes(&node.link), dir, leaf).map_err(err("symlink"))?
+            }
             NodeKind::Fifo => special(FileType::Fifo)?,
             NodeKind::Char => special(FileType::CharacterDevice)?,
             NodeKind::Block => special(FileType::BlockDevice)?,
@@ -138,20 +149,26 @@ impl<'a> Restore<'a> {
         node: &NodeEntry,
         path: &Path,
     ) -> Result<(), ContentError> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat(dir, leaf, flags, Mode::RUSR | Mode::WUSR)
             .map_err(ContentError::node("create", path))?;
         ftruncate(&fd, node.size).map_err(ContentError::node("truncate", path))?;
         let file = File::from(fd);
         for e in &node.extents {
-            let end = e.file_offset.checked_add(e.len).filter(|&end| end <= node.size);
+            let end = e
+                .file_offset
+                .checked_add(e.len)
+                .filter(|&end| end <= node.size);
             let bytes = e.data_offset.checked_add(e.len).and_then(|data_end| {
-                self.data.get(usize::try_from(e.data_offset).ok()?..usize::try_from(data_end).ok()?)
+                self.data
+                    .get(usize::try_from(e.data_offset).ok()?..usize::try_from(data_end).ok()?)
             });
             let (Some(_), Some(bytes)) = (end, bytes) else {
                 return Err(self.bad(format!("extent of {} lies outside", path.display())));
             };
-            file.write_all_at(bytes, e.file_offset).map_err(ContentError::node("write", path))?;
+            file.write_all_at(bytes, e.file_offset)
+                .map_err(ContentError::node("write", path))?;
         }
         Ok(())
     }
@@ -159,10 +176,14 @@ impl<'a> Restore<'a> {
 
 /// The directory a node is in, reached without symbolic links, and the node's name in it.
 fn parent<'p>(top: BorrowedFd<'_>, path: &'p Path) -> Result<(OwnedFd, &'p OsStr), ContentError> {
-    let up = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let up = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let dir = openat2(top, up, flags, Mode::empty(), how).map_err(ContentError::node("open", up))?;
+    let dir =
+        openat2(top, up, flags, Mode::empty(), how).map_err(ContentError::node("open", up))?;
     Ok((dir, path.file_name().unwrap_or_default()))
 }
 
@@ -179,14 +200,24 @@ fn set_attributes(
     chownat(dir, leaf, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(err("chown"))?;
     if node.kind() != NodeKind::Symlink {
         // The node is ours and not a link, so following is safe; the call knows no other way.
-        chmodat(dir, leaf, Mode::from_raw_mode(node.mode & 0o7777), AtFlags::empty())
-            .map_err(err("chmod"))?;
+        chmodat(
+            dir,
+            leaf,
+            Mode::from_raw_mode(node.mode & 0o7777),
+            AtFlags::empty(),
+        )
+        .map_err(err("chmod"))?;
     }
     let mut proc_path = format!("/proc/thread-self/fd/{}/", dir.as_raw_fd()).into_bytes();
     proc_path.extend_from_slice(leaf.as_bytes());
     for x in &node.xattrs {
-        lsetxattr(OsStr::from_bytes(&proc_path), &x.name[..], &x.value, XattrFlags::empty())
-            .map_err(err("setxattr"))?;
+        lsetxattr(
+            OsStr::from_bytes(&proc_path),
+            &x.name[..],
+            &x.value,
+            XattrFlags::empty(),
+        )
+        .map_err(err("setxattr"))?;
     }
     Ok(())
 }
@@ -194,18 +225,19 @@ fn set_attributes(
 fn set_times(top: BorrowedFd<'_>, node: &NodeEntry) -> Result<(), ContentError> {
     let path = Path::new(OsStr::from_bytes(&node.path));
     let (dir, leaf) = parent(top, path)?;
-    let leaf = if leaf.is_empty() { OsStr::new(".") } else { leaf };
-    let time = |sec, nsec| Timespec { tv_sec: sec, tv_nsec: i64::from(nsec) };
+    let leaf = if leaf.is_empty() {
+        OsStr::new(".")
+    } else {
+        leaf
+    };
+    let time = |sec, nsec| Timespec {
+        tv_sec: sec,
+        tv_nsec: i64::from(nsec),
+    };
     let times = Timestamps {
         last_access: time(node.atime_sec, node.atime_nsec),
         last_modification: time(node.mtime_sec, node.mtime_nsec),
     };
     utimensat(&dir, leaf, &times, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(ContentError::node("utimensat", path))
-}
-
-/// Opens a directory by path of the calling thread.
-#[cfg(test)]
-pub(super) fn open_dir(path: &Path) -> OwnedFd {
-    openat(rustix::fs::CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }

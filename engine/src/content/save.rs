@@ -75,8 +75,13 @@ impl Walk {
     /// Takes `dir` as the tree's root.
     pub(super) fn root(&mut self, dir: BorrowedFd<'_>) -> Result<(), ContentError> {
         let top = Path::new("");
-        let dir = openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(ContentError::node("open", top))?;
+        let dir = openat(
+            dir,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(ContentError::node("open", top))?;
         let stat = stat_at(dir.as_fd(), OsStr::new(""), top)?;
         let mut node = describe(&stat, top)?;
         node.xattrs = xattrs(&format!("/proc/thread-self/fd/{}/.", dir.as_raw_fd()), top)?;
@@ -150,7 +155,11 @@ impl Walk {
         leaf: &OsStr,
         path: &Path,
     ) -> Result<(), ContentError> {
-        if self.nodes.iter().any(|n| n.path == path.as_os_str().as_bytes()) {
+        if self
+            .nodes
+            .iter()
+            .any(|n| n.path == path.as_os_str().as_bytes())
+        {
             return Ok(());
         }
         let mut node = describe(&stat_at(dir, leaf, path)?, path)?;
@@ -170,7 +179,11 @@ impl Walk {
         }
         names.sort();
         for name in names {
-            let child = if path.as_os_str().is_empty() { PathBuf::from(&name) } else { path.join(&name) };
+            let child = if path.as_os_str().is_empty() {
+                PathBuf::from(&name)
+            } else {
+                path.join(&name)
+            };
             self.node(dir.as_fd(), &name, &child, Some(mount))?;
         }
         Ok(())
@@ -197,7 +210,11 @@ impl Walk {
                 break;
             }
             let len = end - start;
-            extents.push(ExtentEntry { file_offset: start, data_offset: self.data_bytes, len });
+            extents.push(ExtentEntry {
+                file_offset: start,
+                data_offset: self.data_bytes,
+                len,
+            });
             self.data_bytes += len;
             at = end;
         }
@@ -214,10 +231,16 @@ impl Walk {
         name: &str,
         sink: &mut dyn ImageSink,
     ) -> Result<TreeStats, ContentError> {
-        let stats = TreeStats { nodes: self.nodes.len(), data_bytes: self.data_bytes };
+        let stats = TreeStats {
+            nodes: self.nodes.len(),
+            data_bytes: self.data_bytes,
+        };
         if self.data_bytes > 0 {
             let image = data_name(name);
-            let failed = |source| ImageError::Io { name: image.clone(), source };
+            let failed = |source| ImageError::Io {
+                name: image.clone(),
+                source,
+            };
             let len = usize::try_from(self.data_bytes)
                 .map_err(|_| failed(io::ErrorKind::FileTooLarge.into()))?;
             let data = sink.reserve(&image, len).map_err(failed)?;
@@ -232,7 +255,10 @@ impl Walk {
                 }
             }
         }
-        let tree = TreeEntry { nodes: self.nodes, data_bytes: self.data_bytes };
+        let tree = TreeEntry {
+            nodes: self.nodes,
+            data_bytes: self.data_bytes,
+        };
         put_records(sink, Kind::RcrContent, &list_name(name), &[tree])?;
         Ok(stats)
     }
@@ -309,7 +335,10 @@ fn xattrs<P: AsRef<OsStr> + ?Sized>(
         let mut value = Vec::with_capacity(64 << 10);
         lgetxattr(at, name, rustix::buffer::spare_capacity(&mut value))
             .map_err(ContentError::node("getxattr", path))?;
-        list.push(XattrEntry { name: name.to_vec(), value });
+        list.push(XattrEntry {
+            name: name.to_vec(),
+            value,
+        });
     }
     Ok(list)
 }

@@ -72,11 +72,18 @@ impl NamespaceError {
         call: &'static str,
         path: impl AsRef<Path> + 'a,
     ) -> impl FnOnce(E) -> Self + 'a {
-        move |e| Self::Call { call, path: path.as_ref().to_owned(), source: e.into() }
+        move |e| Self::Call {
+            call,
+            path: path.as_ref().to_owned(),
+            source: e.into(),
+        }
     }
 
     /// For `map_err`: content at that place.
     pub(super) fn content(path: &Path) -> impl FnOnce(ContentError) -> Self + '_ {
-        move |source| Self::Content { path: path.to_owned(), source }
+        move |source| Self::Content {
+            path: path.to_owned(),
+            source,
+        }
     }
 }

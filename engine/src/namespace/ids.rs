@@ -153,30 +153,61 @@ pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
         });
     };
     let foreign = [
-        (NsKind::Net, "network namespace", "PrivateNetwork=, NetworkNamespacePath="),
-        (NsKind::Ipc, "IPC namespace", "PrivateIPC=, IPCNamespacePath="),
-        (NsKind::Cgroup, "cgroup namespace", "ProtectControlGroups=private or strict"),
+        (
+            NsKind::Net,
+            "network namespace",
+            "PrivateNetwork=, NetworkNamespacePath=",
+        ),
+        (
+            NsKind::Ipc,
+            "IPC namespace",
+            "PrivateIPC=, IPCNamespacePath=",
+        ),
+        (
+            NsKind::Cgroup,
+            "cgroup namespace",
+            "ProtectControlGroups=private or strict",
+        ),
         (NsKind::Pid, "PID namespace", "PrivatePIDs="),
     ];
     for (kind, object, setting) in foreign {
         if !task.same(&host, kind) {
             let advice = format!("untag the unit or run it without {setting}");
-            refuse(object, "it is not the host's own and not carried yet", &advice);
+            refuse(
+                object,
+                "it is not the host's own and not carried yet",
+                &advice,
+            );
         }
     }
     let children = task.get(NsKind::PidForChildren);
     if children != 0 && children != task.get(NsKind::Pid) {
         let advice = "untag the unit, it prepares a PID namespace for its children";
-        refuse("PID namespace for children", "it differs from the task's own", advice);
+        refuse(
+            "PID namespace for children",
+            "it differs from the task's own",
+            advice,
+        );
     }
     if !task.same(&host, NsKind::User) && parent_user(pid)? != Some(host.get(NsKind::User)) {
         let advice = "untag the unit";
-        refuse("user namespace", "it is nested deeper than one level below the host's", advice);
+        refuse(
+            "user namespace",
+            "it is nested deeper than one level below the host's",
+            advice,
+        );
     }
-    for (kind, object) in [(NsKind::Mnt, "mount namespace"), (NsKind::Uts, "UTS namespace")] {
+    for (kind, object) in [
+        (NsKind::Mnt, "mount namespace"),
+        (NsKind::Uts, "UTS namespace"),
+    ] {
         if !task.same(&host, kind) && owner(pid, kind)? != Owner::Host {
             let advice = "untag the unit, or let systemd make the namespace";
-            refuse(object, "it is owned by a user namespace other than the host's", advice);
+            refuse(
+                object,
+                "it is owned by a user namespace other than the host's",
+                advice,
+            );
         }
     }
     Ok(refusals)
@@ -198,7 +229,9 @@ pub(super) fn open_ns(path: &str) -> Result<OwnedFd, NamespaceError> {
 }
 
 fn inode(fd: &OwnedFd, path: &str) -> Result<u64, NamespaceError> {
-    Ok(fstat(fd).map_err(NamespaceError::call("fstat", path))?.st_ino)
+    Ok(fstat(fd)
+        .map_err(NamespaceError::call("fstat", path))?
+        .st_ino)
 }
 
 /// The task's name, for messages.
@@ -226,7 +259,11 @@ mod tests {
             let flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNET;
             unshare(flags | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS).unwrap();
         });
-        let said: Vec<_> = check_namespaces(tid).unwrap().into_iter().map(|r| r.object).collect();
+        let said: Vec<_> = check_namespaces(tid)
+            .unwrap()
+            .into_iter()
+            .map(|r| r.object)
+            .collect();
         assert_eq!(said, ["network namespace", "IPC namespace"]);
     }
 }

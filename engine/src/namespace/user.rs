@@ -50,7 +50,12 @@ fn extra_name(ns_id: u32) -> String {
 pub fn save_user(pid: Pid, ns_id: u32, sink: &mut dyn ImageSink) -> Result<(), NamespaceError> {
     let (maps, extra) = read_user(pid)?;
     put_records(sink, Kind::Userns, &names::userns(ns_id), &[maps])?;
-    Ok(put_records(sink, Kind::RcrNamespaces, &extra_name(ns_id), &[extra])?)
+    Ok(put_records(
+        sink,
+        Kind::RcrNamespaces,
+        &extra_name(ns_id),
+        &[extra],
+    )?)
 }
 
 /// Id maps and the rest of the user namespace a task is in, seen from the host's.
@@ -66,13 +71,22 @@ pub fn read_user(pid: Pid) -> Result<(UsernsEntry, RcrUsernsEntry), NamespaceErr
     let owner_uid = ns_owner_uid(open_ns(&path)?)
         .map_err(NamespaceError::call("ioctl NS_GET_OWNER_UID", &path))?;
     let setgroups_allowed = setgroups.trim_ascii_end() != b"deny";
-    Ok((maps, RcrUsernsEntry { setgroups_allowed, owner_uid }))
+    Ok((
+        maps,
+        RcrUsernsEntry {
+            setgroups_allowed,
+            owner_uid,
+        },
+    ))
 }
 
 fn read_map(pid: Pid, file: &str) -> Result<Vec<UidGidExtent>, NamespaceError> {
     let path = format!("/proc/{pid}/{file}");
     let text = std::fs::read_to_string(&path).map_err(NamespaceError::call("read", &path))?;
-    parse_map(&text).map_err(|line| NamespaceError::Format { path: path.into(), line })
+    parse_map(&text).map_err(|line| NamespaceError::Format {
+        path: path.into(),
+        line,
+    })
 }
 
 /// Parses an id map (user_namespaces(7)). `Err` is the number of the bad line, from 1.
@@ -80,9 +94,16 @@ fn parse_map(text: &str) -> Result<Vec<UidGidExtent>, usize> {
     let line = |line: &str| {
         let mut n = line.split_ascii_whitespace().map(str::parse);
         let mut next = || n.next()?.ok();
-        Some(UidGidExtent { first: next()?, lower_first: next()?, count: next()? })
+        Some(UidGidExtent {
+            first: next()?,
+            lower_first: next()?,
+            count: next()?,
+        })
     };
-    text.lines().enumerate().map(|(i, l)| line(l).ok_or(i + 1)).collect()
+    text.lines()
+        .enumerate()
+        .map(|(i, l)| line(l).ok_or(i + 1))
+        .collect()
 }
 
 /// Gives a new user namespace its id maps, by one of the tasks in it.
@@ -104,7 +125,9 @@ pub fn write_maps(
         write("setgroups", "deny".into())?;
     }
     let text = |map: &[UidGidExtent]| -> String {
-        map.iter().map(|e| format!("{} {} {}\n", e.first, e.lower_first, e.count)).collect()
+        map.iter()
+            .map(|e| format!("{} {} {}\n", e.first, e.lower_first, e.count))
+            .collect()
     };
     if !maps.gid_map.is_empty() {
         write("gid_map", text(&maps.gid_map))?;
@@ -121,7 +144,11 @@ pub fn build_user(source: &dyn ImageSource, ns_id: u32) -> Result<UserNamespace,
     let name = extra_name(ns_id);
     let extra: RcrUsernsEntry = get_record(source, Kind::RcrNamespaces, &name)?;
     if extra.owner_uid == u32::MAX {
-        return Err(ImageError::Content { name, what: "owner uid -1".into() }.into());
+        return Err(ImageError::Content {
+            name,
+            what: "owner uid -1".into(),
+        }
+        .into());
     }
     let err = |call| NamespaceError::call(call, "user namespace");
     let (read, write) =
@@ -132,14 +159,18 @@ pub fn build_user(source: &dyn ImageSource, ns_id: u32) -> Result<UserNamespace,
     drop(write);
     let mut status = [0; 4];
     if rustix::io::read(&read, &mut status).map_err(err("read"))? != status.len() {
-        return Err(NamespaceError::Helper { what: "user namespace" });
+        return Err(NamespaceError::Helper {
+            what: "user namespace",
+        });
     }
     match i32::from_ne_bytes(status) {
         0 => {}
         errno => return Err(err("unshare")(Errno::from_raw_os_error(errno))),
     }
     write_maps(child.0, &maps, &extra)?;
-    Ok(UserNamespace { ns: open_ns(&format!("/proc/{}/ns/user", child.0))? })
+    Ok(UserNamespace {
+        ns: open_ns(&format!("/proc/{}/ns/user", child.0))?,
+    })
 }
 
 /// A child of ours, ended on drop.
@@ -156,21 +187,32 @@ impl Drop for Helper {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::namespace::NsKind;
     use crate::namespace::ids::NsIds;
     use crate::namespace::mnt::testing::Memory;
-    use crate::namespace::NsKind;
     use proptest::prelude::*;
 
     fn extent(first: u32, lower_first: u32, count: u32) -> UidGidExtent {
-        UidGidExtent { first, lower_first, count }
+        UidGidExtent {
+            first,
+            lower_first,
+            count,
+        }
     }
 
     /// Root and one service user, as systemd maps them for `PrivateUsers=yes`.
     fn like_systemd(sink: &mut Memory, setgroups_allowed: bool, owner_uid: u32) {
         let map = vec![extent(0, 0, 1), extent(105, 105, 1)];
-        let maps = UsernsEntry { uid_map: map.clone(), gid_map: map, ..Default::default() };
+        let maps = UsernsEntry {
+            uid_map: map.clone(),
+            gid_map: map,
+            ..Default::default()
+        };
         put_records(sink, Kind::Userns, &names::userns(3), &[maps]).unwrap();
-        let extra = RcrUsernsEntry { setgroups_allowed, owner_uid };
+        let extra = RcrUsernsEntry {
+            setgroups_allowed,
+            owner_uid,
+        };
         put_records(sink, Kind::RcrNamespaces, &extra_name(3), &[extra]).unwrap();
     }
 
@@ -196,13 +238,20 @@ mod tests {
         let mut images = Memory::default();
         like_systemd(&mut images, false, 0);
         let maps: UsernsEntry = get_record(&images, Kind::Userns, &names::userns(3)).unwrap();
-        let extra = RcrUsernsEntry { setgroups_allowed: false, owner_uid: 0 };
+        let extra = RcrUsernsEntry {
+            setgroups_allowed: false,
+            owner_uid: 0,
+        };
         let (read, write) = rustix::pipe::pipe().unwrap();
         let child = Helper(Pid::from_raw(spawn_in_new_userns(0, &write).unwrap()));
         rustix::io::read(&read, &mut [0; 4]).unwrap();
         write_maps(child.0, &maps, &extra).unwrap();
         assert_eq!(read_user(child.0).unwrap(), (maps, extra));
-        assert!(crate::namespace::check_namespaces(child.0).unwrap().is_empty());
+        assert!(
+            crate::namespace::check_namespaces(child.0)
+                .unwrap()
+                .is_empty()
+        );
     }
 
     proptest! {
@@ -215,7 +264,10 @@ mod tests {
     #[test]
     fn a_map_as_the_kernel_prints_it() {
         let text = "         0          0          1\n       105        105          1\n";
-        assert_eq!(parse_map(text), Ok(vec![extent(0, 0, 1), extent(105, 105, 1)]));
+        assert_eq!(
+            parse_map(text),
+            Ok(vec![extent(0, 0, 1), extent(105, 105, 1)])
+        );
         assert_eq!(parse_map("0 0 1\n0 0\n"), Err(2));
     }
 }

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::unistd::Pid;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use super::NamespaceError;
 use super::ids::open_ns;
 use super::sys::unshare;
 use super::view::on_own_thread;
-use super::NamespaceError;
 use crate::image::schema::UtsnsEntry;
 use crate::image::{ImageSink, ImageSource, Kind, get_record, names, put_records};
 
@@ -28,7 +28,12 @@ impl UtsNamespace {
 /// Saves the names of the UTS namespace a task is in, as `utsns-ID.img`.
 pub fn save_uts(pid: Pid, ns_id: u32, sink: &mut dyn ImageSink) -> Result<(), NamespaceError> {
     let entry = read_uts(pid)?;
-    Ok(put_records(sink, Kind::Utsns, &names::utsns(ns_id), &[entry])?)
+    Ok(put_records(
+        sink,
+        Kind::Utsns,
+        &names::utsns(ns_id),
+        &[entry],
+    )?)
 }
 
 /// The names of the UTS namespace a task is in.
@@ -54,7 +59,9 @@ pub fn restore_uts(source: &dyn ImageSource, ns_id: u32) -> Result<UtsNamespace,
         unshare(UnshareFlags::NEWUTS).map_err(err("unshare"))?;
         rustix::system::sethostname(entry.nodename.as_bytes()).map_err(err("sethostname"))?;
         rustix::system::setdomainname(entry.domainname.as_bytes()).map_err(err("setdomainname"))?;
-        Ok(UtsNamespace { ns: open_ns("/proc/thread-self/ns/uts")? })
+        Ok(UtsNamespace {
+            ns: open_ns("/proc/thread-self/ns/uts")?,
+        })
     })
 }
 
@@ -78,6 +85,9 @@ mod tests {
             move_into_link_name_space(made.ns(), Some(kind)).unwrap();
         });
         let names = read_uts(tid).unwrap();
-        assert_eq!((names.nodename.as_str(), names.domainname.as_str()), ("hardened", "example.org"));
+        assert_eq!(
+            (names.nodename.as_str(), names.domainname.as_str()),
+            ("hardened", "example.org")
+        );
     }
 }

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::NamespaceError;
+use super::ids::open_ns;
 use super::mnt::mountinfo::{self, MountInfo};
 use super::sys::unshare;
 
@@ -27,23 +28,26 @@ pub struct MountView {
 impl MountView {
     /// The namespace that task is in.
     pub fn of(pid: Pid) -> Result<Self, NamespaceError> {
-        Self::open(&format!("/proc/{pid}/ns/mnt"))
+        Self::at(open_ns(&format!("/proc/{pid}/ns/mnt"))?)
     }
 
     /// The calling thread's own.
     pub fn own() -> Result<Self, NamespaceError> {
-        Self::open("/proc/thread-self/ns/mnt")
+        Self::at(open_ns("/proc/thread-self/ns/mnt")?)
     }
 
-    fn open(path: &str) -> Result<Self, NamespaceError> {
-        let ns = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(NamespaceError::call("open", path))?;
+    /// That one.
+    pub fn at(ns: OwnedFd) -> Result<Self, NamespaceError> {
         // The namespace's own /proc may hide us or be absent, so the host's is used.
         let proc = open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(NamespaceError::call("open", "/proc"))?;
         let (root, text) = inside(&ns, "mount namespace", || {
-            let root = open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(NamespaceError::call("open", "/"))?;
+            let root = open(
+                "/",
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(NamespaceError::call("open", "/"))?;
             let name = "thread-self/mountinfo";
             let file = openat(&proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(NamespaceError::call("open", name))?;
@@ -53,8 +57,10 @@ impl MountView {
                 .map_err(NamespaceError::call("read", name))?;
             Ok((root, text))
         })?;
-        let mounts = mountinfo::parse(&text)
-            .map_err(|line| NamespaceError::Format { path: path.replace("ns/mnt", "mountinfo").into(), line })?;
+        let mounts = mountinfo::parse(&text).map_err(|line| NamespaceError::Format {
+            path: "mountinfo".into(),
+            line,
+        })?;
         Ok(Self { ns, root, mounts })
     }
 }
@@ -80,7 +86,9 @@ pub(super) fn on_own_thread<T: Send>(
     work: impl FnOnce() -> Result<T, NamespaceError> + Send,
 ) -> Result<T, NamespaceError> {
     std::thread::scope(|s| {
-        s.spawn(work).join().unwrap_or(Err(NamespaceError::Helper { what }))
+        s.spawn(work)
+            .join()
+            .unwrap_or(Err(NamespaceError::Helper { what }))
     })
 }
 

@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, mknodat, openat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{
-    MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount,
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::thread::UnshareFlags;
 
 use super::create::Recipe;
+use super::mountinfo::{self, MountInfo};
 use super::schema::{MountEntry, MountsEntry};
-use super::{HostEnv, MountNamespace, host, image_name, mountinfo, nodes};
+use super::{HostEnv, MountNamespace, host, image_name, nodes};
 use crate::content::restore_tree;
 use crate::image::{ImageError, ImageSource, Kind, get_record};
 use crate::namespace::NamespaceError;
@@ -42,13 +41,23 @@ pub fn build_mounts(
     env: &HostEnv,
 ) -> Result<MountNamespace, NamespaceError> {
     let image: MountsEntry = get_record(source, Kind::RcrNamespaces, &image_name(ns_id))?;
-    check(&image).map_err(|what| ImageError::Content { name: image_name(ns_id), what })?;
+    check(&image).map_err(|what| ImageError::Content {
+        name: image_name(ns_id),
+        what,
+    })?;
     for h in &image.hosts {
         host::ensure(h)?;
     }
     make_sources(&image, env, source)?;
     let owns = make_own(&image, source)?;
-    on_own_thread("mount namespace", || Builder { image: &image, env, owns: &owns }.build())
+    on_own_thread("mount namespace", || {
+        Builder {
+            image: &image,
+            env,
+            owns: &owns,
+        }
+        .build()
+    })
 }
 
 /// Checks that the parts of an image refer to each other as they must.
@@ -70,38 +79,74 @@ fn check(image: &MountsEntry) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes what binds show on the host and is not there after a boot.
+/// Makes what binds show on the host, and the places in it that are mounted
+/// on, where they are not there after a boot.
 fn make_sources(
     image: &MountsEntry,
     env: &HostEnv,
     source: &dyn ImageSource,
 ) -> Result<(), NamespaceError> {
     let mounts = MountView::own()?.mounts;
-    for m in image.mounts.iter().filter(|m| !m.way.is_empty()) {
-        let h = &image.hosts[m.host.unwrap_or_default() as usize];
-        let Some((_, top)) = host::find(&mounts, h)? else {
-            if m.optional {
-                continue;
-            }
-            let path = host::mountpoint(h).to_owned();
-            return Err(NamespaceError::HostMount { fstype: h.fstype.clone(), path });
+    for m in &image.mounts {
+        if !m.way.is_empty()
+            && let Some(top) = host_root(image, m, &mounts)?
+        {
+            let content = m.tree.as_deref().map(|tree| (tree, source));
+            nodes::make(&top, &root_of(m, image, env), &m.way, content)?;
+        }
+        let Some(above) = m.parent.map(|p| &image.mounts[p as usize]) else {
+            continue;
         };
-        nodes::make(&top, &root_of(m, image, env), m, source)?;
+        if !m.place_way.is_empty()
+            && let Some(top) = host_root(image, above, &mounts)?
+        {
+            let place = place_of(m)
+                .strip_prefix(place_of(above))
+                .unwrap_or(place_of(m));
+            let path = root_of(above, image, env).join(place);
+            nodes::make(&top, &path, &m.place_way, None)?;
+        }
     }
     Ok(())
 }
 
-/// Makes the service's own file systems, with their content, attached nowhere.
-fn make_own(
+/// The root of the host mount that `m` shows a part of; none if that is not there and need not be.
+fn host_root(
     image: &MountsEntry,
-    source: &dyn ImageSource,
-) -> Result<Vec<OwnedFd>, NamespaceError> {
+    m: &MountEntry,
+    mounts: &[MountInfo],
+) -> Result<Option<OwnedFd>, NamespaceError> {
+    let Some(h) = m.host.map(|h| &image.hosts[h as usize]) else {
+        return Ok(None);
+    };
+    match host::find(mounts, h)? {
+        Some((_, top)) => Ok(Some(top)),
+        None if m.optional => Ok(None),
+        None => {
+            let path = host::mountpoint(h).to_owned();
+            Err(NamespaceError::HostMount {
+                fstype: h.fstype.clone(),
+                path,
+            })
+        }
+    }
+}
+
+/// Makes the service's own file systems, with their content, attached nowhere.
+fn make_own(image: &MountsEntry, source: &dyn ImageSource) -> Result<Vec<OwnedFd>, NamespaceError> {
     let mut made = Vec::new();
     for (at, own) in image.owns.iter().enumerate() {
         let shows = image.mounts.iter().find(|m| m.own == Some(at as u32));
-        let seen = shows.map_or(Path::new(""), |m| Path::new(OsStr::from_bytes(&m.mountpoint)));
+        let seen = shows.map_or(Path::new(""), |m| {
+            Path::new(OsStr::from_bytes(&m.mountpoint))
+        });
         let device = OsStr::from_bytes(&own.source);
-        let recipe = Recipe { fstype: &own.fstype, source: device, options: &own.options, seen };
+        let recipe = Recipe {
+            fstype: &own.fstype,
+            source: device,
+            options: &own.options,
+            seen,
+        };
         let mount = recipe.mount()?;
         for tree in &own.trees {
             let root = make_dirs(&mount, Path::new(OsStr::from_bytes(&tree.root)))?;
@@ -130,7 +175,11 @@ fn make_dirs(top: &OwnedFd, path: &Path) -> Result<OwnedFd, NamespaceError> {
 
 /// What a mount shows, below its origin's root, under this boot.
 fn root_of(m: &MountEntry, image: &MountsEntry, env: &HostEnv) -> PathBuf {
-    nodes::under_boot(Path::new(OsStr::from_bytes(&m.root)), &image.boot_id, &env.boot_id)
+    nodes::under_boot(
+        Path::new(OsStr::from_bytes(&m.root)),
+        &image.boot_id,
+        &env.boot_id,
+    )
 }
 
 fn place_of(m: &MountEntry) -> &Path {
@@ -164,14 +213,20 @@ impl Builder<'_> {
             .map_err(err("mount_setattr"))?;
         self.stage(&stems)?;
         let pieces = self.pieces(&stems)?;
-        let Some(root) = &pieces[0] else { return Err(self.absent(&self.image.mounts[0])) };
+        let Some(root) = &pieces[0] else {
+            return Err(self.absent(&self.image.mounts[0]));
+        };
         move_mount(&root.mount, "", &old_root, "", NOWHERE).map_err(err("move_mount"))?;
         rustix::process::fchdir(&root.mount).map_err(err("fchdir"))?;
         rustix::process::pivot_root(".", ".").map_err(err("pivot_root"))?;
         unmount(".", UnmountFlags::DETACH).map_err(err("umount"))?;
         rustix::process::chdir("/").map_err(err("chdir"))?;
         for (m, piece) in self.image.mounts.iter().zip(&pieces) {
-            if let Some(Piece { mount, place: Some(place) }) = piece {
+            if let Some(Piece {
+                mount,
+                place: Some(place),
+            }) = piece
+            {
                 move_mount(mount, "", place, "", NOWHERE)
                     .map_err(NamespaceError::call("move_mount", place_of(m)))?;
             }
@@ -187,7 +242,12 @@ impl Builder<'_> {
     /// The host's own mounts that some of ours are peers of, by place in the list.
     fn peers(&self) -> Result<HashMap<u32, OwnedFd>, NamespaceError> {
         let mut places = HashMap::new();
-        let wanted = self.image.mounts.iter().filter(|m| m.host_peer).filter_map(|m| m.host);
+        let wanted = self
+            .image
+            .mounts
+            .iter()
+            .filter(|m| m.host_peer)
+            .filter_map(|m| m.host);
         let mounts = MountView::own()?.mounts;
         for h in wanted {
             if let Some((_, place)) = host::find(&mounts, &self.image.hosts[h as usize])? {
@@ -201,8 +261,10 @@ impl Builder<'_> {
     fn stems(&self) -> Result<Vec<Option<OwnedFd>>, NamespaceError> {
         let path = "/proc/thread-self/mountinfo";
         let text = std::fs::read(path).map_err(NamespaceError::call("read", path))?;
-        let mounts = mountinfo::parse(&text)
-            .map_err(|line| NamespaceError::Format { path: path.into(), line })?;
+        let mounts = mountinfo::parse(&text).map_err(|line| NamespaceError::Format {
+            path: path.into(),
+            line,
+        })?;
         let mut stems = Vec::new();
         for h in &self.image.hosts {
             let stem = host::find(&mounts, h)?.map(|(m, place)| {
@@ -250,20 +312,24 @@ impl Builder<'_> {
             (_, own) => own.map(|o| &self.owns[o as usize]),
         };
         let Some(origin) = origin else {
-            return if m.optional { Ok(None) } else { Err(self.absent(m)) };
+            return if m.optional {
+                Ok(None)
+            } else {
+                Err(self.absent(m))
+            };
         };
-        let place = match m.parent.map(|p| p as usize) {
+        let place = match m.parent {
             None => None,
             Some(p) => {
-                // What covers part of an absent mount has nothing to cover.
-                let Some(parent) = &pieces[p] else { return Ok(None) };
-                let Some(place) = self.place(m, p, parent)? else { return Ok(None) };
+                let Some(place) = self.place(m, p as usize, pieces)? else {
+                    return Ok(None);
+                };
                 Some(place)
             }
         };
         let root = root_of(m, self.image, self.env);
         let shown = match open_below(origin, &root) {
-            Err(Errno::NOENT) if self.made_by_kernel(m) => return Ok(None),
+            Err(Errno::NOENT) if self.may_lack(m, origin, &root) => return Ok(None),
             other => other.map_err(NamespaceError::call("open", &root))?,
         };
         let mount = open_tree(&shown, "", CLONE).map_err(err("open_tree"))?;
@@ -277,15 +343,25 @@ impl Builder<'_> {
         Ok(Some(Piece { mount, place }))
     }
 
-    /// Where in its parent a mount goes.
+    /// Where a mount goes: into its parent, or, while that is absent, into what
+    /// that would be mounted on. None if there is no such place.
     fn place(
         &self,
         m: &MountEntry,
         parent_at: usize,
-        parent: &Piece,
+        pieces: &[Option<Piece>],
     ) -> Result<Option<OwnedFd>, NamespaceError> {
         let above = &self.image.mounts[parent_at];
-        let below = place_of(m).strip_prefix(place_of(above)).unwrap_or(place_of(m));
+        let below = place_of(m)
+            .strip_prefix(place_of(above))
+            .unwrap_or(place_of(m));
+        let Some(parent) = &pieces[parent_at] else {
+            let Some(next) = above.parent else {
+                return Ok(None);
+            };
+            let place = self.place(above, next as usize, pieces)?;
+            return Ok(place.filter(|_| below.as_os_str().is_empty()));
+        };
         match open_below(&parent.mount, below) {
             Ok(place) => Ok(Some(place)),
             Err(Errno::NOENT) if self.made_by_kernel(above) => Ok(None),
@@ -304,7 +380,10 @@ impl Builder<'_> {
         let err = |call| NamespaceError::call(call, place_of(m));
         let dir = make_dirs(&parent.mount, below.parent().unwrap_or(Path::new("")))?;
         let leaf = below.file_name().unwrap_or_default();
-        let is_dir = m.way.last().is_none_or(|w| w.mode & libc::S_IFMT == libc::S_IFDIR);
+        let is_dir = m
+            .way
+            .last()
+            .is_none_or(|w| w.mode & libc::S_IFMT == libc::S_IFDIR);
         if is_dir {
             mkdirat(&dir, leaf, Mode::from_raw_mode(0o755)).map_err(err("mkdir"))?;
         } else {
@@ -314,6 +393,16 @@ impl Builder<'_> {
         open_below(&dir, Path::new(leaf)).map_err(err("open"))
     }
 
+    /// Whether the absence of what a mount shows is the new kernel's own affair.
+    fn may_lack(&self, m: &MountEntry, origin: &OwnedFd, root: &Path) -> bool {
+        let cgroup = m
+            .host
+            .is_some_and(|h| self.image.hosts[h as usize].fstype == "cgroup2");
+        // A cgroup has the files that the kernel gives it, but the cgroup must be there.
+        let above = root.parent().unwrap_or(Path::new(""));
+        self.made_by_kernel(m) || cgroup && open_below(origin, above).is_ok()
+    }
+
     /// Whether the kernel decides which files its origin has, so that another may lack some.
     fn made_by_kernel(&self, m: &MountEntry) -> bool {
         let fstype = match (m.host, m.own) {
@@ -321,19 +410,28 @@ impl Builder<'_> {
             (_, Some(o)) => &self.image.owns[o as usize].fstype,
             _ => return false,
         };
-        matches!(fstype.as_str(), "proc" | "sysfs" | "debugfs" | "tracefs" | "securityfs")
+        matches!(
+            fstype.as_str(),
+            "proc" | "sysfs" | "debugfs" | "tracefs" | "securityfs"
+        )
     }
 
     /// The mount of a peer group that the others join: the one that shows the most.
     fn leader(&self, group: u32) -> Option<usize> {
         let mounts = self.image.mounts.iter().enumerate();
         let width = |m: &MountEntry| m.root.len();
-        mounts.filter(|(_, m)| m.group == Some(group)).min_by_key(|(_, m)| width(m)).map(|(i, _)| i)
+        mounts
+            .filter(|(_, m)| m.group == Some(group))
+            .min_by_key(|(_, m)| width(m))
+            .map(|(i, _)| i)
     }
 
     /// Whether a mount gets its propagation by itself, not by joining another.
     fn leads(&self, m: &MountEntry) -> bool {
-        m.group.is_none_or(|g| self.leader(g).is_none_or(|l| std::ptr::eq(&self.image.mounts[l], m)))
+        m.group.is_none_or(|g| {
+            self.leader(g)
+                .is_none_or(|l| std::ptr::eq(&self.image.mounts[l], m))
+        })
     }
 
     /// Joins peer groups, leaders first.
@@ -342,7 +440,13 @@ impl Builder<'_> {
         pieces: &[Option<Piece>],
         host_places: &HashMap<u32, OwnedFd>,
     ) -> Result<(), NamespaceError> {
-        let each = || self.image.mounts.iter().zip(pieces).filter_map(|(m, p)| Some((m, p.as_ref()?)));
+        let each = || {
+            self.image
+                .mounts
+                .iter()
+                .zip(pieces)
+                .filter_map(|(m, p)| Some((m, p.as_ref()?)))
+        };
         let set = |m: &MountEntry, p: &Piece, to| {
             mount_setattr(&p.mount, false, None, Some(to))
                 .map_err(NamespaceError::call("mount_setattr", place_of(m)))
@@ -391,7 +495,11 @@ impl Builder<'_> {
 
 /// Opens a place below a mount's root, on that mount and through no symbolic link.
 fn open_below(top: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match openat2(top, path, flags, Mode::empty(), how) {

@@ -26,8 +26,14 @@ pub(super) struct Recipe<'a> {
 
 /// Options that a kernel shows or knows only sometimes, and that change nothing
 /// of what a service can see: without them where they are not known.
-const NEGLIGIBLE: [&[u8]; 6] =
-    [b"inode64", b"inode32", b"noswap", b"huge", b"seclabel", b"memory_hugetlb_accounting"];
+const NEGLIGIBLE: [&[u8]; 6] = [
+    b"inode64",
+    b"inode32",
+    b"noswap",
+    b"huge",
+    b"seclabel",
+    b"memory_hugetlb_accounting",
+];
 
 impl Recipe<'_> {
     /// A new mount of it, not attached anywhere; writable even if to be read-only,
@@ -49,8 +55,7 @@ impl Recipe<'_> {
             }
         }
         fsconfig_create(&fs).map_err(|e| self.bad(&fs, b"(all)", e))?;
-        fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-            .map_err(err("fsmount"))
+        fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(err("fsmount"))
     }
 
     /// Makes the file system read-only if it is to be.

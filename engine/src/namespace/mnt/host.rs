@@ -32,7 +32,11 @@ pub fn save_host(policy: &MountPolicy, sink: &mut dyn ImageSink) -> Result<(), N
         let place = h.mountpoint.as_os_str();
         if wanted && place != "/" && can_mount_again(h, &host.mounts, policy) {
             let links = device_links(h)?;
-            hosts.push(HostMountEntry { create: true, links, ..host_entry(h) });
+            hosts.push(HostMountEntry {
+                create: true,
+                links,
+                ..host_entry(h)
+            });
         }
     }
     let entry = HostMountsEntry { hosts };
@@ -75,8 +79,12 @@ pub(super) fn ensure(h: &HostMountEntry) -> Result<(), NamespaceError> {
     }
     let at = mountpoint(h);
     let device = device(h);
-    let recipe =
-        Recipe { fstype: &h.fstype, source: device.as_os_str(), options: &h.options, seen: at };
+    let recipe = Recipe {
+        fstype: &h.fstype,
+        source: device.as_os_str(),
+        options: &h.options,
+        seen: at,
+    };
     let mount = recipe.mount()?;
     recipe.seal(&mount)?;
     mount_setattr(&mount, false, Some(h.attrs), None)
@@ -117,9 +125,16 @@ pub(super) fn find<'a>(
 /// The device to mount: by a name that does not depend on the order of
 /// discovery if there is one, else as it was.
 fn device(h: &HostMountEntry) -> PathBuf {
-    let paths = h.links.iter().chain([&h.source]).map(|p| PathBuf::from(OsStr::from_bytes(p)));
+    let paths = h
+        .links
+        .iter()
+        .chain([&h.source])
+        .map(|p| PathBuf::from(OsStr::from_bytes(p)));
     let was = PathBuf::from(OsStr::from_bytes(&h.source));
-    paths.into_iter().find(|p| p.starts_with("/dev") && p.exists()).unwrap_or(was)
+    paths
+        .into_iter()
+        .find(|p| p.starts_with("/dev") && p.exists())
+        .unwrap_or(was)
 }
 
 /// Lasting names of the block device a file system is on.
@@ -128,7 +143,9 @@ pub(super) fn device_links(m: &MountInfo) -> Result<Vec<Vec<u8>>, NamespaceError
     if !is_block(m) {
         return Ok(Vec::new());
     }
-    let Ok(device) = std::fs::canonicalize(&m.source) else { return Ok(Vec::new()) };
+    let Ok(device) = std::fs::canonicalize(&m.source) else {
+        return Ok(Vec::new());
+    };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

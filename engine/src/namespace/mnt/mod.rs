@@ -11,6 +11,7 @@
 //! is left out: it reaches the service later by propagation, as on any boot.
 
 mod build;
+pub mod compare;
 mod create;
 mod host;
 pub mod mountinfo;
@@ -45,7 +46,9 @@ pub struct MountPolicy {
 
 impl Default for MountPolicy {
     fn default() -> Self {
-        Self { transient: vec!["/run/credentials".into(), "/run/user".into()] }
+        Self {
+            transient: vec!["/run/credentials".into(), "/run/user".into()],
+        }
     }
 }
 
@@ -61,7 +64,9 @@ impl HostEnv {
     pub fn current() -> Result<Self, NamespaceError> {
         let path = "/proc/sys/kernel/random/boot_id";
         let id = std::fs::read_to_string(path).map_err(NamespaceError::call("read", path))?;
-        Ok(Self { boot_id: id.trim().replace('-', "") })
+        Ok(Self {
+            boot_id: id.trim().replace('-', ""),
+        })
     }
 }
 

@@ -147,7 +147,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((&b, after)) = rest.split_first() {
         let octal = after.get(..3).filter(|o| {
-            b == b'\\' && (b'0'..=b'3').contains(&o[0]) && o.iter().all(|d| (b'0'..=b'7').contains(d))
+            b == b'\\'
+                && (b'0'..=b'3').contains(&o[0])
+                && o.iter().all(|d| (b'0'..=b'7').contains(d))
         });
         if let Some(o) = octal {
             out.push(o.iter().fold(0, |v, d| v << 3 | (d - b'0')));
@@ -177,9 +179,15 @@ mod tests {
         assert_eq!(m.mountpoint.as_os_str(), "/run/a b");
         let expected = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC | attr::STRICTATIME;
         assert_eq!(m.attrs, expected);
-        assert_eq!((m.shared, m.master, m.propagate_from), (Some(7), Some(5), Some(2)));
+        assert_eq!(
+            (m.shared, m.master, m.propagate_from),
+            (Some(7), Some(5), Some(2))
+        );
         assert!(m.unbindable);
-        assert_eq!((m.fstype.as_str(), m.source.as_bytes()), ("tmpfs", &b"my\\src"[..]));
+        assert_eq!(
+            (m.fstype.as_str(), m.source.as_bytes()),
+            ("tmpfs", &b"my\\src"[..])
+        );
         assert_eq!(m.options, ["rw", "size=4k", "mode=755"]);
     }
 

@@ -7,12 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, makedev, mkdirat,
-    mknodat, openat, openat2, statx, StatxFlags,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Uid, chmodat, chownat, makedev,
+    mkdirat, mknodat, openat, openat2, statx,
 };
 use rustix::io::Errno;
 
-use super::schema::{MountEntry, WayEntry};
+use super::schema::WayEntry;
 use crate::content::{restore_node, restore_tree};
 use crate::image::ImageSource;
 use crate::namespace::NamespaceError;
@@ -61,26 +61,26 @@ pub(super) fn describe(top: &OwnedFd, path: &Path) -> Result<Vec<WayEntry>, Name
     Ok(way)
 }
 
-/// Makes what is missing on the way to a mount's source, and brings its content.
-///
-/// `top` is the host mount's root; `path` the source below it, under this boot.
+/// Makes what is missing on the way from `top`, a mount's root, to `path` below
+/// it, under this boot; then brings the content of what is there, if it was carried.
 pub(super) fn make(
     top: &OwnedFd,
     path: &Path,
-    entry: &MountEntry,
-    source: &dyn ImageSource,
+    ways: &[WayEntry],
+    content: Option<(&str, &dyn ImageSource)>,
 ) -> Result<(), NamespaceError> {
     let mut made_leaf = false;
     let mut leaf_parent = top.try_clone().map_err(NamespaceError::call("dup", path))?;
-    for (name, way) in prefixes(path).zip(&entry.way) {
+    for (name, way) in prefixes(path).zip(ways) {
         let last = name == path;
         let parent = open_parent(top, &name)?;
         let leaf = name.file_name().unwrap_or_default();
-        let carried = last && entry.tree.is_some();
-        made_leaf = make_one(&parent, leaf, way, carried, &name)?;
+        made_leaf = make_one(&parent, leaf, way, last && content.is_some(), &name)?;
         leaf_parent = parent;
     }
-    let (Some(tree), Some(way)) = (&entry.tree, entry.way.last()) else { return Ok(()) };
+    let (Some((tree, source)), Some(way)) = (content, ways.last()) else {
+        return Ok(());
+    };
     if way.mode & libc::S_IFMT == libc::S_IFDIR {
         let leaf = path.file_name().unwrap_or_default();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -114,7 +114,13 @@ fn make_one(
     let made = if kind == FileType::Directory {
         mkdirat(parent, leaf, Mode::RWXU)
     } else {
-        mknodat(parent, leaf, kind, Mode::empty(), makedev(way.major, way.minor))
+        mknodat(
+            parent,
+            leaf,
+            kind,
+            Mode::empty(),
+            makedev(way.major, way.minor),
+        )
     };
     match made {
         Ok(()) => {}
@@ -122,18 +128,38 @@ fn make_one(
         Err(e) => return Err(NamespaceError::call("make", path)(e)),
     }
     let (uid, gid) = (Uid::from_raw(way.uid), Gid::from_raw(way.gid));
-    chownat(parent, leaf, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(NamespaceError::call("chown", path))?;
-    chmodat(parent, leaf, Mode::from_raw_mode(way.mode & 0o7777), AtFlags::empty())
-        .map_err(NamespaceError::call("chmod", path))?;
+    chownat(
+        parent,
+        leaf,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .map_err(NamespaceError::call("chown", path))?;
+    chmodat(
+        parent,
+        leaf,
+        Mode::from_raw_mode(way.mode & 0o7777),
+        AtFlags::empty(),
+    )
+    .map_err(NamespaceError::call("chmod", path))?;
     Ok(true)
 }
 
 fn open_parent(top: &OwnedFd, path: &Path) -> Result<OwnedFd, NamespaceError> {
-    let up = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let up = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(top, up, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)
-        .map_err(NamespaceError::call("open", up))
+    openat2(
+        top,
+        up,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        how,
+    )
+    .map_err(NamespaceError::call("open", up))
 }
 
 /// `a`, `a/b`, `a/b/c`.
@@ -151,12 +177,17 @@ mod tests {
     #[test]
     fn private_directories_follow_the_boot() {
         let (old, new) = ("0".repeat(32), "f".repeat(32));
-        let path = PathBuf::from(format!("systemd-private-{old}-redis-server.service-aB3/tmp"));
+        let path = PathBuf::from(format!(
+            "systemd-private-{old}-redis-server.service-aB3/tmp"
+        ));
         let moved = under_boot(&path, &old, &new);
         let expected = format!("systemd-private-{new}-redis-server.service-aB3/tmp");
         assert_eq!(moved, Path::new(&expected));
         assert!(tied_to_boot(&path));
-        assert_eq!(under_boot(Path::new("redis/x"), &old, &new), Path::new("redis/x"));
+        assert_eq!(
+            under_boot(Path::new("redis/x"), &old, &new),
+            Path::new("redis/x")
+        );
     }
 
     #[test]
@@ -167,12 +198,13 @@ mod tests {
         let b = from.path().join("a/b/fifo");
         mknodat(open(&from), "a/b/fifo", FileType::Fifo, Mode::empty(), 0).unwrap();
         let way = describe(&open(&from), Path::new("a/b/fifo")).unwrap();
-        let entry = MountEntry { way, ..MountEntry::default() };
-        let images = crate::namespace::mnt::testing::Memory::default();
         for _ in 0..2 {
-            make(&open(&to), Path::new("a/b/fifo"), &entry, &images).unwrap();
+            make(&open(&to), Path::new("a/b/fifo"), &way, None).unwrap();
         }
-        let (was, is) = (rustix::fs::stat(&b).unwrap(), rustix::fs::stat(to.path().join("a/b/fifo")));
+        let (was, is) = (
+            rustix::fs::stat(&b).unwrap(),
+            rustix::fs::stat(to.path().join("a/b/fifo")),
+        );
         assert_eq!(was.st_mode, is.unwrap().st_mode);
     }
 }

@@ -43,19 +43,42 @@ const BASE: [&str; 5] = ["/", "/proc", "/sys", "/dev", "/run"];
 
 /// File systems of the kernel's that can be mounted again without a device.
 const PSEUDO: [&str; 15] = [
-    "tmpfs", "mqueue", "hugetlbfs", "debugfs", "tracefs", "configfs", "fusectl", "securityfs",
-    "pstore", "bpf", "efivarfs", "cgroup2", "devpts", "sysfs", "proc",
+    "tmpfs",
+    "mqueue",
+    "hugetlbfs",
+    "debugfs",
+    "tracefs",
+    "configfs",
+    "fusectl",
+    "securityfs",
+    "pstore",
+    "bpf",
+    "efivarfs",
+    "cgroup2",
+    "devpts",
+    "sysfs",
+    "proc",
 ];
 
 /// File systems a service can have of its own: those with content in RAM and those with none.
-const OWN: [&str; 7] = ["tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup2"];
+const OWN: [&str; 7] = [
+    "tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup2",
+];
 
 /// Works out the plan for `service` over `host`.
 pub(super) fn plan(service: &[MountInfo], host: &[MountInfo], policy: &MountPolicy) -> Plan {
-    let mut p = Planner { host, policy, plan: Plan::default(), owns: HashMap::new() };
+    let mut p = Planner {
+        host,
+        policy,
+        plan: Plan::default(),
+        owns: HashMap::new(),
+    };
     let order = parents_first(service);
-    let place: HashMap<u32, u32> =
-        order.iter().enumerate().map(|(at, &i)| (service[i].id, at as u32)).collect();
+    let place: HashMap<u32, u32> = order
+        .iter()
+        .enumerate()
+        .map(|(at, &i)| (service[i].id, at as u32))
+        .collect();
     let groups: Vec<u32> = service.iter().filter_map(|m| m.shared).collect();
     for &i in &order {
         let m = &service[i];
@@ -104,13 +127,19 @@ impl Planner<'_> {
             if groups.contains(&master) {
                 entry.master = Some(master);
             } else {
-                self.refuse(m, "it receives mounts from a mount that the host does not have");
+                self.refuse(
+                    m,
+                    "it receives mounts from a mount that the host does not have",
+                );
             }
         }
         match self.host_origin(m, slave_of.or(peer_of)) {
             Some(h) => self.from_host(m, h, &mut entry),
             None if entry.host_slave || entry.host_peer => {
-                self.refuse(m, "the host's mount that it belongs to shows only a part of it");
+                self.refuse(
+                    m,
+                    "the host's mount that it belongs to shows only a part of it",
+                );
             }
             None => self.own(m, &mut entry),
         }
@@ -128,7 +157,10 @@ impl Planner<'_> {
         let same_place = |h: &MountInfo| h.mountpoint == m.mountpoint && h.root == m.root;
         let all = || self.host.iter().enumerate().filter(|(_, h)| fits(h));
         let nearest = || all().min_by_key(|(_, h)| (h.root.components().count(), h.id));
-        all().find(|(_, h)| same_place(h)).or_else(nearest).map(|(i, _)| i)
+        all()
+            .find(|(_, h)| same_place(h))
+            .or_else(nearest)
+            .map(|(i, _)| i)
     }
 
     fn from_host(&mut self, m: &MountInfo, h: usize, entry: &mut MountEntry) {
@@ -142,7 +174,10 @@ impl Planner<'_> {
             let follows = delivered && m.attrs == host.attrs && is_pseudo(host);
             entry.optional = delivered && (follows || !again);
             create = again && !follows;
-            if !again && !delivered {
+            if as_on_host && has_automount(host, self.host) {
+                // Mounted on demand, and by whoever owns the automount point: nothing to wait for.
+                entry.optional = true;
+            } else if !again && !delivered {
                 if matches!(host.fstype.as_str(), "tmpfs" | "ramfs") {
                     // Somebody else's and not there in time: the service gets a copy.
                     (entry.host_slave, entry.host_peer) = (false, false);
@@ -167,14 +202,19 @@ impl Planner<'_> {
     fn below_same_parent(&self, host: &MountInfo, entry: &MountEntry) -> bool {
         let parent = entry.parent.map(|p| &self.plan.image.mounts[p as usize]);
         parent.is_some_and(|parent| {
-            let shows = parent.host.map(|h| self.host[self.plan.hosts[h as usize]].id);
+            let shows = parent
+                .host
+                .map(|h| self.host[self.plan.hosts[h as usize]].id);
             parent.host_slave && shows == Some(host.parent)
         })
     }
 
     fn own(&mut self, m: &MountInfo, entry: &mut MountEntry) {
         if !OWN.contains(&m.fstype.as_str()) && !is_block(m) {
-            self.refuse(m, "a file system of this type that only the service has is not carried yet");
+            self.refuse(
+                m,
+                "a file system of this type that only the service has is not carried yet",
+            );
             return;
         }
         entry.root = bytes(m.root.strip_prefix("/").unwrap_or(&m.root));
@@ -192,27 +232,73 @@ impl Planner<'_> {
     }
 
     fn finish(&mut self, service: &[MountInfo]) {
-        let Some(&first) = self.plan.mounts.first() else { return };
-        let (root, entry) = (&service[first], &self.plan.image.mounts[0]);
-        let shows_root = |h| self.host[self.plan.hosts[h as usize]].mountpoint.as_os_str() == "/";
+        let Some(&first) = self.plan.mounts.first() else {
+            return;
+        };
+        let root = &service[first];
+        let entry = &self.plan.image.mounts[0];
+        let shows_root = |h| {
+            self.host[self.plan.hosts[h as usize]]
+                .mountpoint
+                .as_os_str()
+                == "/"
+        };
         let whole = entry.host.is_some_and(shows_root) && entry.root.is_empty();
         if root.mountpoint.as_os_str() != "/" || !whole {
-            self.refuse(root, "the root directory is not the host's (RootDirectory=, RootImage=)");
+            self.refuse(
+                root,
+                "the root directory is not the host's (RootDirectory=, RootImage=)",
+            );
         }
-        let roots = self.plan.image.mounts.iter().filter(|m| m.parent.is_none()).count();
+        let roots = self
+            .plan
+            .image
+            .mounts
+            .iter()
+            .filter(|m| m.parent.is_none())
+            .count();
         if roots > 1 {
             self.refuse(root, "the namespace has more than one root mount");
         }
+        self.need_parents();
         // Parents first, as on the host, whatever order the service's mounts named them in.
         let order = parents_first(self.host);
         let mut sorted: Vec<usize> = (0..self.plan.hosts.len()).collect();
         sorted.sort_by_key(|&at| order.iter().position(|&i| i == self.plan.hosts[at]));
-        let new_place: HashMap<u32, u32> =
-            sorted.iter().enumerate().map(|(new, &old)| (old as u32, new as u32)).collect();
-        self.plan.image.hosts = sorted.iter().map(|&i| self.plan.image.hosts[i].clone()).collect();
+        let new_place: HashMap<u32, u32> = sorted
+            .iter()
+            .enumerate()
+            .map(|(new, &old)| (old as u32, new as u32))
+            .collect();
+        self.plan.image.hosts = sorted
+            .iter()
+            .map(|&i| self.plan.image.hosts[i].clone())
+            .collect();
         self.plan.hosts = sorted.iter().map(|&i| self.plan.hosts[i]).collect();
         for m in &mut self.plan.image.mounts {
             m.host = m.host.map(|h| new_place[&h]);
+        }
+    }
+
+    /// What something of the service's own is mounted on must be there in time.
+    fn need_parents(&mut self) {
+        for i in (0..self.plan.image.mounts.len()).rev() {
+            let m = &self.plan.image.mounts[i];
+            let (false, Some(p)) = (m.optional, m.parent) else {
+                continue;
+            };
+            let parent = &mut self.plan.image.mounts[p as usize];
+            let Some(h) = parent.host.filter(|_| parent.optional) else {
+                continue;
+            };
+            if can_mount_again(
+                &self.host[self.plan.hosts[h as usize]],
+                self.host,
+                self.policy,
+            ) {
+                parent.optional = false;
+                self.plan.image.hosts[h as usize].create = true;
+            }
         }
     }
 
@@ -223,10 +309,15 @@ impl Planner<'_> {
 
 /// Whether early boot can mount it from what is recorded.
 pub(super) fn can_mount_again(h: &MountInfo, host: &[MountInfo], policy: &MountPolicy) -> bool {
-    let automount = host.iter().any(|a| a.fstype == "autofs" && a.mountpoint == h.mountpoint);
+    let automount = has_automount(h, host);
     let transient = policy.transient.iter().any(|t| h.mountpoint.starts_with(t));
     let whole = h.root.as_os_str() == "/" || h.fstype == "btrfs";
-    whole && !automount && !transient && h.fstype != "autofs" && (is_pseudo(h) || is_block(h))
+    whole && !automount && !transient && (is_pseudo(h) || is_block(h))
+}
+
+fn has_automount(h: &MountInfo, host: &[MountInfo]) -> bool {
+    host.iter()
+        .any(|a| a.fstype == "autofs" && a.mountpoint == h.mountpoint)
 }
 
 /// A file system without a device that can be mounted again.

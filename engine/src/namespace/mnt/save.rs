@@ -38,13 +38,19 @@ pub fn save_mounts(
         let name = format!("mounts-{ns_id}-{i}");
         content.save(&name, sink)?;
         match content.of {
-            Of::Own { fs, ref root } => found.plan.image.owns[fs]
-                .trees
-                .push(TreeRefEntry { root: root.as_os_str().as_bytes().to_vec(), tree: name }),
+            Of::Own { fs, ref root } => found.plan.image.owns[fs].trees.push(TreeRefEntry {
+                root: root.as_os_str().as_bytes().to_vec(),
+                tree: name,
+            }),
             Of::Source { mount } => found.plan.image.mounts[mount].tree = Some(name),
         }
     }
-    put_records(sink, Kind::RcrNamespaces, &image_name(ns_id), &[found.plan.image])?;
+    put_records(
+        sink,
+        Kind::RcrNamespaces,
+        &image_name(ns_id),
+        &[found.plan.image],
+    )?;
     Ok(Vec::new())
 }
 
@@ -110,9 +116,13 @@ impl Examined {
         for (entry, &at) in plan.image.hosts.iter_mut().zip(&plan.hosts) {
             entry.links = host::device_links(&host.mounts[at])?;
         }
-        let mut this = Self { plan, contents: Vec::new() };
+        let mut this = Self {
+            plan,
+            contents: Vec::new(),
+        };
         if this.plan.problems.is_empty() {
             this.sources(&service, &host)?;
+            this.places(&host)?;
             this.own_trees(&service)?;
         }
         Ok(this)
@@ -124,15 +134,20 @@ impl Examined {
         for i in 0..self.plan.image.mounts.len() {
             let m = &service.mounts[self.plan.mounts[i]];
             let entry = &self.plan.image.mounts[i];
-            let Some(h) = entry.host.filter(|_| !entry.root.is_empty()) else { continue };
+            let Some(h) = entry.host.filter(|_| !entry.root.is_empty()) else {
+                continue;
+            };
             let below = PathBuf::from(OsStr::from_bytes(&entry.root));
             let on = &host.mounts[self.plan.hosts[h as usize]];
-            let volatile = matches!(on.fstype.as_str(), "tmpfs" | "ramfs");
-            if !volatile && !nodes::tied_to_boot(&below) {
+            if !is_volatile(on) && !nodes::tied_to_boot(&below) {
                 continue;
             }
             if let std::collections::hash_map::Entry::Vacant(v) = tops.entry(h) {
-                v.insert(bare_clone(&host.ns, &host.root, on)?);
+                // One that others cover on the host cannot be looked at, and nobody needs it.
+                let Some(top) = bare_clone(&host.ns, &host.root, on)? else {
+                    continue;
+                };
+                v.insert(top);
             }
             let top = &tops[&h];
             let way = nodes::describe(top, &below)?;
@@ -155,9 +170,43 @@ impl Examined {
             };
             if let Some((dir, leaf)) = content {
                 let seen = m.mountpoint.clone();
-                self.contents.push(Content { of: Of::Source { mount: i }, dir, leaf, seen });
+                self.contents.push(Content {
+                    of: Of::Source { mount: i },
+                    dir,
+                    leaf,
+                    seen,
+                });
             }
             self.plan.image.mounts[i].way = way;
+        }
+        Ok(())
+    }
+
+    /// The ways to places on volatile file systems of the host that are mounted on.
+    fn places(&mut self, host: &MountView) -> Result<(), NamespaceError> {
+        let mut tops: HashMap<u32, OwnedFd> = HashMap::new();
+        for i in 0..self.plan.image.mounts.len() {
+            let entry = &self.plan.image.mounts[i];
+            let Some(above) = entry.parent.map(|p| &self.plan.image.mounts[p as usize]) else {
+                continue;
+            };
+            let Some(h) = above.host else { continue };
+            let on = &host.mounts[self.plan.hosts[h as usize]];
+            if !is_volatile(on) {
+                continue;
+            }
+            if let std::collections::hash_map::Entry::Vacant(v) = tops.entry(h) {
+                // One that others cover on the host cannot be looked at, and nobody needs it.
+                let Some(top) = bare_clone(&host.ns, &host.root, on)? else {
+                    continue;
+                };
+                v.insert(top);
+            }
+            let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+            let (place, above_place) = (path(&entry.mountpoint), path(&above.mountpoint));
+            let below = place.strip_prefix(above_place).unwrap_or(&place);
+            let way = nodes::describe(&tops[&h], &path(&above.root).join(below))?;
+            self.plan.image.mounts[i].place_way = way;
         }
         Ok(())
     }
@@ -166,15 +215,14 @@ impl Examined {
     fn own_trees(&mut self, service: &MountView) -> Result<(), NamespaceError> {
         let mut found: Vec<(usize, PathBuf, usize)> = Vec::new();
         for (i, entry) in self.plan.image.mounts.iter().enumerate() {
-            let Some(fs) = entry.own.map(|o| o as usize) else { continue };
+            let Some(fs) = entry.own.map(|o| o as usize) else {
+                continue;
+            };
             if !matches!(self.plan.image.owns[fs].fstype.as_str(), "tmpfs" | "ramfs") {
                 continue;
             }
-            // What other mounts cover, no path of the service leads to.
-            let at = self.plan.mounts[i];
-            if is_visible(&service.root, &service.mounts[at])? {
-                found.push((fs, PathBuf::from(OsStr::from_bytes(&entry.root)), at));
-            }
+            let root = PathBuf::from(OsStr::from_bytes(&entry.root));
+            found.push((fs, root, self.plan.mounts[i]));
         }
         found.sort_by_key(|(fs, root, _)| (*fs, root.components().count()));
         let mut taken: Vec<(usize, PathBuf)> = Vec::new();
@@ -183,17 +231,26 @@ impl Examined {
                 continue;
             }
             let m = &service.mounts[at];
-            let dir = bare_clone(&service.ns, &service.root, m)?;
+            // What other mounts cover, no path of the service leads to.
+            let Some(dir) = bare_clone(&service.ns, &service.root, m)? else {
+                continue;
+            };
             let kind = statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
                 .map_err(NamespaceError::call("statx", &m.mountpoint))?;
             if u32::from(kind.stx_mode) & libc::S_IFMT != libc::S_IFDIR {
-                let reason = "it shows a single file of a file system that is not visible otherwise";
+                let reason =
+                    "it shows a single file of a file system that is not visible otherwise";
                 self.plan.problems.push(Problem::mount(m, reason));
                 continue;
             }
             taken.push((fs, root.clone()));
             let seen = m.mountpoint.clone();
-            self.contents.push(Content { of: Of::Own { fs, root }, dir, leaf: None, seen });
+            self.contents.push(Content {
+                of: Of::Own { fs, root },
+                dir,
+                leaf: None,
+                seen,
+            });
         }
         Ok(())
     }
@@ -211,6 +268,11 @@ impl Examined {
     }
 }
 
+/// Whether what is on it is gone after a boot.
+fn is_volatile(m: &MountInfo) -> bool {
+    matches!(m.fstype.as_str(), "tmpfs" | "ramfs")
+}
+
 /// Opens the mount's root by its path, if that is what the path leads to.
 fn open_mount(root: &OwnedFd, m: &MountInfo) -> Result<Option<OwnedFd>, NamespaceError> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -225,15 +287,14 @@ fn open_mount(root: &OwnedFd, m: &MountInfo) -> Result<Option<OwnedFd>, Namespac
     Ok((stat.stx_mnt_id == u64::from(m.id)).then_some(fd))
 }
 
-fn is_visible(root: &OwnedFd, m: &MountInfo) -> Result<bool, NamespaceError> {
-    Ok(open_mount(root, m)?.is_some())
-}
-
-/// A copy of one mount of a namespace, without what is mounted on it.
-fn bare_clone(ns: &OwnedFd, root: &OwnedFd, m: &MountInfo) -> Result<OwnedFd, NamespaceError> {
+/// A copy of one mount of a namespace, without what is mounted on it; none if others cover it.
+fn bare_clone(
+    ns: &OwnedFd,
+    root: &OwnedFd,
+    m: &MountInfo,
+) -> Result<Option<OwnedFd>, NamespaceError> {
     let Some(at) = open_mount(root, m)? else {
-        let path = m.mountpoint.clone();
-        return Err(NamespaceError::HostMount { fstype: m.fstype.clone(), path });
+        return Ok(None);
     };
     inside(ns, "mount namespace", || {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -241,10 +302,17 @@ fn bare_clone(ns: &OwnedFd, root: &OwnedFd, m: &MountInfo) -> Result<OwnedFd, Na
             | OpenTreeFlags::AT_EMPTY_PATH;
         open_tree(&at, "", flags).map_err(NamespaceError::call("open_tree", &m.mountpoint))
     })
+    .map(Some)
 }
 
 fn open_in(top: &OwnedFd, path: &Path) -> Result<OwnedFd, NamespaceError> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    openat2(top, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)
-        .map_err(NamespaceError::call("open", path))
+    openat2(
+        top,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        how,
+    )
+    .map_err(NamespaceError::call("open", path))
 }

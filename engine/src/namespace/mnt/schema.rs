@@ -122,6 +122,9 @@ pub struct MountEntry {
     /// Content to be brought back into `root`, or the file itself, as a tree of that name.
     #[prost(string, optional, tag = "14")]
     pub tree: Option<String>,
+    /// The names from its parent's root to its place one by one, to make those that are missing.
+    #[prost(message, repeated, tag = "15")]
+    pub place_way: Vec<WayEntry>,
 }
 
 /// A mount namespace.

@@ -15,7 +15,10 @@ pub(crate) struct Memory(BTreeMap<String, Vec<u8>>);
 
 impl ImageSink for Memory {
     fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        assert!(self.0.insert(name.to_owned(), bytes.to_vec()).is_none(), "{name} written twice");
+        assert!(
+            self.0.insert(name.to_owned(), bytes.to_vec()).is_none(),
+            "{name} written twice"
+        );
         Ok(())
     }
 
