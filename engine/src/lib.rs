@@ -1,18 +1,24 @@
 //! Checkpoint and restore of process trees.
 
-pub mod content;
 mod arch;
 pub mod clock;
+pub mod content;
+pub mod dump;
 pub mod ext;
+pub mod file;
 pub mod freeze;
-pub mod memory;
-pub mod sys;
-pub mod task;
-mod tree;
 pub mod image;
+pub mod memory;
 pub mod namespace;
 mod refusal;
 pub mod remote;
+pub mod restore;
+pub mod stdio;
+pub mod sys;
+pub mod task;
+mod tree;
+
+mod socket;
 
 pub use refusal::Refusal;
 pub use tree::{Process, Tree};

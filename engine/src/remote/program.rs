@@ -72,6 +72,8 @@ pub struct Op {
 pub struct Program {
     pub(crate) ops: Vec<Op>,
     pub(crate) data: Vec<u8>,
+    /// (where in the data, what offset's address) pairs.
+    pub(crate) pointers: Vec<(usize, usize)>,
 }
 
 impl Program {
@@ -95,7 +97,10 @@ impl Program {
         self.data.resize(self.data.len().next_multiple_of(8), 0);
         let offset = self.data.len();
         self.data.extend_from_slice(bytes);
-        DataRef { offset, len: bytes.len() }
+        DataRef {
+            offset,
+            len: bytes.len(),
+        }
     }
 
     /// Puts a NUL-terminated copy of `s` into the data area.
@@ -110,6 +115,23 @@ impl Program {
         self.bytes(&vec![0; len])
     }
 
+    /// Overwrites part of a piece of the data area.
+    pub fn write(&mut self, holder: DataRef, at: usize, bytes: &[u8]) {
+        assert!(
+            at + bytes.len() <= holder.len,
+            "the bytes lie inside their holder"
+        );
+        let start = holder.offset + at;
+        self.data[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Makes the eight bytes at `at` within `holder` point to `target` once the
+    /// program lies in a target (`struct sock_fprog`, `struct iovec`).
+    pub fn point(&mut self, holder: DataRef, at: usize, target: DataRef) {
+        assert!(at + 8 <= holder.len, "the pointer lies inside its holder");
+        self.pointers.push((holder.offset + at, target.offset));
+    }
+
     /// Adds a call whose failure stops the program.
     pub fn call(&mut self, nr: i64, what: impl Into<String>, args: &[Arg]) -> OpId {
         self.push(nr, what.into(), args, OnError::Stop)
@@ -122,7 +144,12 @@ impl Program {
 
     fn push(&mut self, nr: i64, what: String, args: &[Arg], on_error: OnError) -> OpId {
         assert!(args.len() <= 6, "a system call takes at most six arguments");
-        self.ops.push(Op { nr, what, args: args.to_vec(), on_error });
+        self.ops.push(Op {
+            nr,
+            what,
+            args: args.to_vec(),
+            on_error,
+        });
         OpId(self.ops.len() - 1)
     }
 }

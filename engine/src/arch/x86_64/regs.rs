@@ -1,0 +1,93 @@
+//! Register conventions.
+
+use crate::sys::ptrace::Regs;
+
+/// `ERESTARTSYS` and its kin (linux/errno.h): what a stopped task's `rax` holds
+/// when the kernel is going to restart its system call.
+const ERESTARTSYS: i64 = 512;
+const ERESTARTNOINTR: i64 = 513;
+const ERESTARTNOHAND: i64 = 514;
+const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// Lets the task continue at `ip` with `r12` = `table`.
+///
+/// `orig_rax` is cleared: else a pending syscall restart would rewind `ip`.
+pub fn point_at(regs: &Regs, ip: u64, table: u64) -> Regs {
+    Regs {
+        rip: ip,
+        r12: table,
+        orig_rax: u64::MAX,
+        ..*regs
+    }
+}
+
+/// Prepares one system call by an instruction at `ip`.
+pub fn set_call(regs: &Regs, ip: u64, nr: i64, a: [u64; 6]) -> Regs {
+    Regs {
+        rip: ip,
+        rax: nr as u64,
+        rdi: a[0],
+        rsi: a[1],
+        rdx: a[2],
+        r10: a[3],
+        r8: a[4],
+        r9: a[5],
+        orig_rax: u64::MAX,
+        ..*regs
+    }
+}
+
+/// Registers with which an interrupted system call is made again from user
+/// space, since the kernel's own memory of it does not survive.
+///
+/// A call that the kernel would resume through its restart block (nanosleep,
+/// poll, futex with a relative timeout) starts over with its full timeout.
+pub fn restart_syscall(regs: &Regs) -> Regs {
+    let mut r = *regs;
+    if (r.orig_rax as i64) < 0 {
+        return r;
+    }
+    match -(r.rax as i64) {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK => {
+            r.rax = r.orig_rax;
+            r.rip -= 2;
+        }
+        _ => {}
+    }
+    r.orig_rax = u64::MAX;
+    r
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs() -> Regs {
+        // SAFETY: plain integers; all-zero is valid.
+        unsafe { std::mem::zeroed() }
+    }
+
+    #[test]
+    fn interrupted_call_is_made_again() {
+        let r = Regs {
+            rip: 0x1002,
+            orig_rax: 232,
+            rax: (-514i64) as u64,
+            ..regs()
+        };
+        let n = restart_syscall(&r);
+        assert_eq!((n.rip, n.rax, n.orig_rax), (0x1000, 232, u64::MAX));
+    }
+
+    #[test]
+    fn finished_call_keeps_its_result() {
+        let r = Regs {
+            rip: 0x1002,
+            orig_rax: 0,
+            rax: (-4i64) as u64,
+            ..regs()
+        };
+        let n = restart_syscall(&r);
+        assert_eq!((n.rip, n.rax as i64), (0x1002, -4));
+    }
+}

@@ -1,0 +1,148 @@
+//! Clocks that never go back: a time namespace that continues the old ones
+//! (time_namespaces(7)).
+
+use std::io;
+
+use crate::ext::RcrInventory;
+use crate::sys::SysResult;
+use crate::sys::process::{clock_ns, unshare_time};
+
+const SECOND: i64 = 1_000_000_000;
+
+/// The three clocks at one moment, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clocks {
+    /// CLOCK_REALTIME.
+    pub realtime: i64,
+    /// CLOCK_MONOTONIC.
+    pub monotonic: i64,
+    /// CLOCK_BOOTTIME.
+    pub boottime: i64,
+}
+
+impl Clocks {
+    /// The clocks as this process sees them.
+    pub fn now() -> Self {
+        Self {
+            realtime: clock_ns(libc::CLOCK_REALTIME),
+            monotonic: clock_ns(libc::CLOCK_MONOTONIC),
+            boottime: clock_ns(libc::CLOCK_BOOTTIME),
+        }
+    }
+}
+
+/// What a time namespace adds to the monotonic and boot clocks, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offsets {
+    /// For CLOCK_MONOTONIC.
+    pub monotonic: i64,
+    /// For CLOCK_BOOTTIME.
+    pub boottime: i64,
+}
+
+impl Offsets {
+    /// The offsets of the namespace a process lives in.
+    ///
+    /// `/proc/PID/timens_offsets` shows those of its future children; a process
+    /// that is about to give its children another one is not carried.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        match std::fs::read_to_string(format!("/proc/{pid}/timens_offsets")) {
+            Ok(text) => Self::parse(&text).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "timens_offsets is not understood",
+                )
+            }),
+            // A kernel without time namespaces.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut out = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (clock, sec, ns) = (words.next()?, words.next()?, words.next()?);
+            let value = sec.parse::<i64>().ok()?.checked_mul(SECOND)? + ns.parse::<i64>().ok()?;
+            match clock {
+                "monotonic" => out.monotonic = value,
+                "boottime" => out.boottime = value,
+                _ => return None,
+            }
+        }
+        Some(out)
+    }
+
+    /// The text that `timens_offsets` takes.
+    fn to_text(self) -> String {
+        let line =
+            |name, v: i64| format!("{name} {} {}\n", v.div_euclid(SECOND), v.rem_euclid(SECOND));
+        line("monotonic", self.monotonic) + &line("boottime", self.boottime)
+    }
+}
+
+/// The offsets with which the saved clocks go on, `now` being the clocks of the
+/// kernel (not of a namespace): they advanced since the dump as CLOCK_REALTIME
+/// did. A wall clock that was set back meanwhile counts as no time passed.
+pub fn continued(saved: &RcrInventory, now: Clocks) -> Offsets {
+    let passed = (now.realtime - saved.realtime_ns).max(0);
+    Offsets {
+        monotonic: saved.monotonic_ns + passed - now.monotonic,
+        boottime: saved.boottime_ns + passed - now.boottime,
+    }
+}
+
+/// Which offsets the restored processes need: those they had while the same
+/// kernel runs on, else those that continue their clocks.
+pub fn wanted(saved: &RcrInventory, boot_id: &str, now: Clocks) -> Offsets {
+    if saved.boot_id == boot_id {
+        return Offsets {
+            monotonic: saved.monotonic_offset_ns,
+            boottime: saved.boottime_offset_ns,
+        };
+    }
+    continued(saved, now)
+}
+
+/// Puts all children that the calling process makes from now on into a new
+/// time namespace with these offsets. It must have none of its own offsets.
+pub fn enter_for_children(offsets: Offsets) -> io::Result<()> {
+    let sys = |r: SysResult<()>| r.map_err(|e| io::Error::from(e.errno));
+    sys(unshare_time())?;
+    std::fs::write("/proc/self/timens_offsets", offsets.to_text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn saved(realtime_ns: i64, monotonic_ns: i64) -> RcrInventory {
+        RcrInventory {
+            realtime_ns,
+            monotonic_ns,
+            boottime_ns: monotonic_ns,
+            ..Default::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn clocks_never_go_back(
+            realtime in 0i64..1 << 60, mono in 0i64..1 << 50,
+            passed in -(1i64 << 50)..1 << 50, fresh in 0i64..1 << 50,
+        ) {
+            let s = saved(realtime, mono);
+            let now = Clocks { realtime: realtime + passed, monotonic: fresh, boottime: fresh };
+            let o = continued(&s, now);
+            prop_assert_eq!(now.monotonic + o.monotonic, mono + passed.max(0));
+        }
+
+        #[test]
+        fn text_goes_both_ways(m in -(1i64 << 60)..1 << 60, b in -(1i64 << 60)..1 << 60) {
+            let o = Offsets { monotonic: m, boottime: b };
+            prop_assert_eq!(Offsets::parse(&o.to_text()), Some(o));
+        }
+    }
+}

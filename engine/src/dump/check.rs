@@ -1,0 +1,161 @@
+//! Preflight: what would be refused, found without stopping anything.
+
+use std::os::fd::AsFd;
+
+use nix::unistd::Pid;
+
+use super::{DumpError, DumpOptions};
+use crate::Refusal;
+use crate::content;
+use crate::file::{FilePolicy, FileSaver, TaskFiles};
+use crate::memory::maps::{self, Vma};
+use crate::memory::pages;
+use crate::memory::shmem::Objects;
+use crate::memory::vma::{self, Class};
+use crate::namespace::{self, NsIds, NsKind};
+use crate::sys::process::pidfd_open;
+use crate::tree::{Process, Tree};
+
+/// Everything that stands in the way of a checkpoint of the tree as it is now.
+pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpError> {
+    let host = NsIds::own()?;
+    let mut out = Vec::new();
+    let mut files = FileSaver::new(FilePolicy {
+        payload: false,
+        ..options.files
+    })?;
+    for p in tree
+        .scan()
+        .map_err(DumpError::io("reading the process table"))?
+    {
+        if p.is_zombie() {
+            continue;
+        }
+        // A process that ends meanwhile is nothing to complain about.
+        let Ok(vmas) = maps::read(p.pid) else {
+            continue;
+        };
+        out.extend(process(&p, &vmas)?);
+        let pid = Pid::from_raw(p.pid);
+        out.extend(namespace::check_namespaces(pid)?);
+        if !NsIds::of(pid)?.same(&host, NsKind::Mnt) {
+            out.extend(namespace::check_mounts(pid, &options.mounts)?);
+        }
+        let Ok(pidfd) = pidfd_open(p.pid) else {
+            continue;
+        };
+        let task = TaskFiles {
+            pid: p.pid,
+            pidfd: pidfd.as_fd(),
+            comm: &p.comm,
+            mnt_ns: p.pid as u32,
+        };
+        files.save_fds(&task)?;
+        mapped_files(&mut files, &task, &vmas)?;
+    }
+    files.settle()?;
+    out.extend(files.refusals().iter().cloned());
+    Ok(out)
+}
+
+fn mapped_files(
+    files: &mut FileSaver,
+    task: &TaskFiles<'_>,
+    vmas: &[Vma],
+) -> Result<(), DumpError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    for v in vmas.iter().filter(|v| vma::classify(v) == Ok(Class::File)) {
+        let link = format!("/proc/{}/map_files/{:x}-{:x}", task.pid, v.start, v.end);
+        let open = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(&link);
+        // Unmapped meanwhile: no matter.
+        let Ok(file) = open else { continue };
+        files.save_path_fd(task, file.as_fd(), vma::open_flags(v) as u32, &v.describe())?;
+    }
+    Ok(())
+}
+
+/// What stands in the way in one process, its files and namespaces aside.
+pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpError> {
+    let mut out = vma::refusals(p.pid, &p.comm, vmas);
+    let mut refuse = |object: &str, reason: String, advice: &str| {
+        out.push(Refusal {
+            pid: p.pid,
+            comm: p.comm.clone(),
+            object: object.to_owned(),
+            reason,
+            advice: advice.to_owned(),
+        });
+    };
+    // The attribute is absent or unreadable where no security module has one.
+    let label =
+        std::fs::read_to_string(format!("/proc/{}/attr/current", p.pid)).unwrap_or_default();
+    let label = label.trim_end_matches(['\0', '\n']);
+    if !label.is_empty() && label != "unconfined" && !label.ends_with("(unconfined)") {
+        refuse(
+            "security label",
+            format!("it runs confined as \"{label}\", which is not carried yet"),
+            "untag the unit or run it unconfined",
+        );
+    }
+    if vmas.iter().all(|v| !v.is_named("[vdso]")) {
+        refuse(
+            "address space",
+            "it has no vDSO".into(),
+            "boot without vdso=0",
+        );
+    }
+    if p.state == 'Z' {
+        refuse(
+            "dead leader",
+            "its first thread has ended, which is not carried yet".into(),
+            "untag the unit",
+        );
+    }
+    for &tid in p.tids.iter().filter(|&&t| t != p.pid) {
+        let state = std::fs::read_to_string(format!("/proc/{}/task/{tid}/stat", p.pid));
+        if state.is_ok_and(|s| s.rsplit(')').next().is_some_and(|r| r.starts_with(" Z"))) {
+            refuse(
+                "dead thread",
+                format!("thread {tid} has ended but is still there"),
+                "try again",
+            );
+        }
+    }
+    Ok(out)
+}
+
+/// About how many bytes a dump of the tree takes now, pages included.
+pub fn estimate_bytes(tree: &Tree, options: &DumpOptions) -> Result<u64, DumpError> {
+    /// Images of a process beside its pages: a few hundred KiB at most.
+    const PER_PROCESS: u64 = 1 << 20;
+    let host = NsIds::own()?;
+    let mut sum = 0;
+    let mut shared = Objects::default();
+    for p in tree
+        .scan()
+        .map_err(DumpError::io("reading the process table"))?
+    {
+        let Ok(vmas) = maps::read_ranges(p.pid) else {
+            continue;
+        };
+        let mut entries = Vec::new();
+        for v in &vmas {
+            match vma::classify(v) {
+                Ok(Class::AnonShared) => drop(shared.note(p.pid, v)?),
+                Ok(class) => entries.push(vma::save(v, class, 0, None)),
+                Err(_) => {}
+            }
+        }
+        sum += PER_PROCESS + pages::find(p.pid, &entries)?.bytes() as u64;
+        let pid = Pid::from_raw(p.pid);
+        if !NsIds::of(pid)?.same(&host, NsKind::Mnt) {
+            sum += namespace::estimate_mounts(pid, &options.mounts)?;
+        }
+    }
+    let root = std::fs::File::open("/").map_err(DumpError::io("open /"))?;
+    sum += content::estimate_paths(root.as_fd(), &options.carry)?;
+    Ok(sum + shared.bytes()? as u64)
+}

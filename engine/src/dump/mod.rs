@@ -1,0 +1,278 @@
+//! Dump: a frozen tree into images.
+//!
+//! ```text
+//! Frozen ─► namespaces ─► each process: threads, files, mappings, pages ─► shared objects ─► Dumped
+//! ```
+//! After success the images are whole and the tree is still frozen: the caller
+//! thaws or kills it. After failure the tree is frozen as before, unharmed.
+
+mod check;
+mod numbers;
+mod process;
+mod sharing;
+mod thread;
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use nix::unistd::Pid;
+
+use crate::Refusal;
+use crate::clock::{Clocks, Offsets};
+use crate::content::{self, ContentError};
+use crate::ext::{self, RcrInventory};
+use crate::file::{FileError, FilePolicy, FileSaver};
+use crate::freeze::Frozen;
+use crate::image::schema::{FdinfoEntry, InventoryEntry, PstreeEntry, TimensEntry, Timespec};
+use crate::image::{ImageError, ImageSink, Kind, names, put_records};
+use crate::memory::MemoryError;
+use crate::memory::shmem::Objects;
+use crate::namespace::{self, MountPolicy, NamespaceError};
+use crate::remote::RemoteError;
+use crate::sys::SysError;
+use crate::task::seccomp::FilterTable;
+
+pub use check::{check, estimate_bytes};
+pub(crate) use process::Guard;
+pub(crate) use thread::Settled;
+
+/// Name of the tree that holds [`DumpOptions::carry`].
+pub(crate) const CARRIED: &str = "carried";
+
+/// How a dump is made.
+#[derive(Debug)]
+pub struct DumpOptions {
+    /// What happens with files that lead out of the tree.
+    pub files: FilePolicy,
+    /// What may be taken for granted about mounts.
+    pub mounts: MountPolicy,
+    /// Paths on the host whose content lives in RAM and goes along: runtime
+    /// directories, pid files.
+    pub carry: Vec<PathBuf>,
+}
+
+impl Default for DumpOptions {
+    fn default() -> Self {
+        Self {
+            files: FilePolicy::frozen(),
+            mounts: MountPolicy::default(),
+            carry: Vec::new(),
+        }
+    }
+}
+
+/// Why a dump failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// Things that cannot be carried.
+    #[error("{}", list(.0))]
+    Refused(Vec<Refusal>),
+    /// A file of /proc could not be read.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// An open file could not be saved.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Memory could not be saved.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A namespace could not be saved.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// Files in RAM could not be saved.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// A remote program failed.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A system call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// An image could not be written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+impl DumpError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+fn list(refusals: &[Refusal]) -> String {
+    refusals
+        .iter()
+        .map(Refusal::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// What a dump did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DumpStats {
+    /// Processes, zombies included.
+    pub processes: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Bytes of page content.
+    pub page_bytes: u64,
+    /// Descriptors that lead to the journal.
+    pub journal: Vec<JournalStream>,
+}
+
+/// A descriptor connected to the journal (`/run/systemd/journal/stdout`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalStream {
+    /// The process that holds it.
+    pub pid: i32,
+    /// Its number there.
+    pub fd: i32,
+    /// The open file's id: equal for duplicates.
+    pub file_id: u32,
+}
+
+/// State of a dump in progress.
+struct Dump<'a> {
+    sink: &'a mut dyn ImageSink,
+    files: FileSaver,
+    filters: FilterTable,
+    shared: Objects,
+    namespaces: numbers::Table,
+    tables: Vec<(i32, Vec<FdinfoEntry>)>,
+    next_pages_id: u32,
+    stats: DumpStats,
+}
+
+/// Saves a frozen tree.
+pub fn dump(
+    frozen: &Frozen,
+    sink: &mut dyn ImageSink,
+    options: &DumpOptions,
+) -> Result<DumpStats, DumpError> {
+    let clocks = Clocks::now();
+    let refusals = sharing::refusals(frozen)?;
+    if !refusals.is_empty() {
+        return Err(DumpError::Refused(refusals));
+    }
+    let mut dump = Dump {
+        sink,
+        files: FileSaver::new(options.files)?,
+        filters: FilterTable::default(),
+        shared: Objects::default(),
+        namespaces: numbers::Table::new()?,
+        tables: Vec::new(),
+        next_pages_id: 1,
+        stats: DumpStats::default(),
+    };
+    let mut tree = Vec::new();
+    for p in &frozen.processes {
+        dump.process(p, options)?;
+        dump.stats.processes += 1;
+        dump.stats.threads += p.info.tids.len();
+        let number = |v: i32| v as u32;
+        tree.push(PstreeEntry {
+            pid: number(p.info.pid),
+            ppid: number(p.info.ppid),
+            pgid: number(p.info.pgid),
+            sid: number(p.info.sid),
+            threads: p.info.tids.iter().copied().map(number).collect(),
+        });
+    }
+    let Dump {
+        sink,
+        mut files,
+        filters,
+        shared,
+        namespaces,
+        tables,
+        mut next_pages_id,
+        mut stats,
+    } = dump;
+    files.settle()?;
+    if !files.refusals().is_empty() {
+        return Err(DumpError::Refused(files.refusals().to_vec()));
+    }
+    stats.page_bytes += shared.bytes()? as u64;
+    shared.save(&mut next_pages_id, sink)?;
+    let streams = files.journal_streams();
+    for (pid, table) in &tables {
+        let found = table.iter().filter(|e| streams.contains(&e.id));
+        stats.journal.extend(found.map(|e| JournalStream {
+            pid: *pid,
+            fd: e.fd as i32,
+            file_id: e.id,
+        }));
+    }
+    files.finish(sink)?;
+    put_records(sink, Kind::Seccomp, names::SECCOMP, &[filters.into_entry()])?;
+    put_records(sink, Kind::Pstree, names::PSTREE, &tree)?;
+    if !options.carry.is_empty() {
+        let root = std::fs::File::open("/").map_err(DumpError::io("open /"))?;
+        content::save_paths(root.as_fd(), &options.carry, CARRIED, sink)?;
+    }
+    namespace::save_host(&options.mounts, sink)?;
+    save_inventory(frozen, clocks, &namespaces, sink)?;
+    Ok(stats)
+}
+
+fn save_inventory(
+    frozen: &Frozen,
+    clocks: Clocks,
+    namespaces: &numbers::Table,
+    sink: &mut dyn ImageSink,
+) -> Result<(), DumpError> {
+    let live = frozen.processes.iter().find(|p| !p.info.is_zombie());
+    let pid = live.map_or(Pid::this().as_raw(), |p| p.info.pid);
+    let theirs = Offsets::of(pid).map_err(DumpError::io("time namespace"))?;
+    let ours = Offsets::of(Pid::this().as_raw()).map_err(DumpError::io("time namespace"))?;
+    let timens = |ns: i64| Timespec {
+        tv_sec: ns.div_euclid(1_000_000_000) as u64,
+        tv_nsec: ns.rem_euclid(1_000_000_000) as u64,
+    };
+    let uname = nix::sys::utsname::uname().map_err(|e| DumpError::io("uname")(e.into()))?;
+    let inventory = RcrInventory {
+        version: ext::VERSION,
+        realtime_ns: clocks.realtime,
+        monotonic_ns: clocks.monotonic - ours.monotonic + theirs.monotonic,
+        boottime_ns: clocks.boottime - ours.boottime + theirs.boottime,
+        boot_id: boot_id().map_err(DumpError::io("boot_id"))?,
+        kernel_release: uname.release().to_string_lossy().into_owned(),
+        monotonic_offset_ns: theirs.monotonic,
+        boottime_offset_ns: theirs.boottime,
+    };
+    let clock = TimensEntry {
+        monotonic: timens(inventory.monotonic_ns),
+        boottime: timens(inventory.boottime_ns),
+    };
+    put_records(sink, Kind::Timens, names::TIMENS, &[clock])?;
+    put_records(sink, Kind::RcrTasks, ext::INVENTORY, &[inventory])?;
+    let entry = InventoryEntry {
+        img_version: 2,
+        fdinfo_per_id: Some(true),
+        ns_per_id: Some(true),
+        root_ids: Some(namespaces.host_ids()),
+        root_cg_set: Some(1),
+        lsmtype: Some(0),
+        dump_uptime: Some((clocks.boottime / 1000) as u64),
+        ..InventoryEntry::default()
+    };
+    Ok(put_records(
+        sink,
+        Kind::Inventory,
+        names::INVENTORY,
+        &[entry],
+    )?)
+}
+
+/// This boot's id, as the kernel writes it.
+pub(crate) fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}

@@ -1,0 +1,101 @@
+//! Numbers for namespaces, and each one that is not the host's saved once.
+
+use std::collections::BTreeMap;
+
+use nix::unistd::Pid;
+
+use super::{DumpError, DumpOptions};
+use crate::Refusal;
+use crate::image::ImageSink;
+use crate::image::schema::TaskKobjIdsEntry;
+use crate::namespace::{self, NsIds, NsKind};
+
+/// Kinds in the order of their image numbers.
+const KINDS: [NsKind; 8] = [
+    NsKind::Pid,
+    NsKind::Net,
+    NsKind::Ipc,
+    NsKind::Uts,
+    NsKind::Mnt,
+    NsKind::User,
+    NsKind::Cgroup,
+    NsKind::Time,
+];
+
+/// Namespaces met so far.
+pub struct Table {
+    host: NsIds,
+    numbers: BTreeMap<u64, u32>,
+}
+
+impl Table {
+    /// Knows only the host's.
+    pub fn new() -> Result<Self, DumpError> {
+        let host = NsIds::own()?;
+        let numbers = KINDS
+            .iter()
+            .zip(1..)
+            .map(|(&k, n)| (host.get(k), n))
+            .collect();
+        Ok(Self { host, numbers })
+    }
+
+    /// The host's own, as the inventory names them.
+    pub fn host_ids(&self) -> TaskKobjIdsEntry {
+        self.entry(&self.host)
+    }
+
+    /// The number of a mount namespace that is not the host's, else 0.
+    pub fn foreign_mounts(&self, ids: &TaskKobjIdsEntry) -> u32 {
+        let host = self.host_ids().mnt_ns_id;
+        ids.mnt_ns_id.filter(|_| ids.mnt_ns_id != host).unwrap_or(0)
+    }
+
+    fn entry(&self, ids: &NsIds) -> TaskKobjIdsEntry {
+        let n = |k| self.numbers.get(&ids.get(k)).copied();
+        TaskKobjIdsEntry {
+            pid_ns_id: n(NsKind::Pid),
+            net_ns_id: n(NsKind::Net),
+            ipc_ns_id: n(NsKind::Ipc),
+            uts_ns_id: n(NsKind::Uts),
+            mnt_ns_id: n(NsKind::Mnt),
+            user_ns_id: n(NsKind::User),
+            cgroup_ns_id: n(NsKind::Cgroup),
+            time_ns_id: n(NsKind::Time),
+            ..TaskKobjIdsEntry::default()
+        }
+    }
+
+    /// Saves what is new among a process's namespaces; returns their numbers.
+    pub fn save(
+        &mut self,
+        pid: i32,
+        options: &DumpOptions,
+        sink: &mut dyn ImageSink,
+    ) -> Result<TaskKobjIdsEntry, DumpError> {
+        let pid = Pid::from_raw(pid);
+        let mut refusals: Vec<Refusal> = namespace::check_namespaces(pid)?;
+        let ids = NsIds::of(pid)?;
+        for kind in KINDS {
+            let inode = ids.get(kind);
+            if inode == 0 || self.numbers.contains_key(&inode) {
+                continue;
+            }
+            let number = self.numbers.len() as u32 + 1;
+            self.numbers.insert(inode, number);
+            match kind {
+                NsKind::Mnt => {
+                    refusals.extend(namespace::save_mounts(pid, number, &options.mounts, sink)?);
+                }
+                NsKind::Uts => namespace::save_uts(pid, number, sink)?,
+                NsKind::User => namespace::save_user(pid, number, sink)?,
+                // Time is carried by offsets; the others are refused above.
+                _ => {}
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(DumpError::Refused(refusals));
+        }
+        Ok(self.entry(&ids))
+    }
+}

@@ -1,0 +1,360 @@
+//! One process: its threads, files, mappings and pages.
+
+use std::os::fd::AsFd;
+
+use super::thread::Settled;
+use super::{Dump, DumpError, DumpOptions};
+use crate::Refusal;
+use crate::ext::{self, RcrTask, VmaName};
+use crate::file::{FileSaver, TaskFiles};
+use crate::freeze::FrozenProcess;
+use crate::image::schema::{
+    CoreEntry, FsEntry, March, MmEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry,
+};
+use crate::image::{Kind, names, put_records};
+use crate::memory::maps::{self, Vma};
+use crate::memory::vdso::Vdso;
+use crate::memory::vma::{self, Class};
+use crate::memory::{mm, pages};
+use crate::remote::{Arena, OpId, Program, Tracee, find_syscall};
+use crate::sys::process::pidfd_open;
+use crate::task::status::Status;
+use crate::task::{limits, signals, timers};
+
+/// Room for our programs in a process being dumped.
+const ARENA_BYTES: u64 = 256 << 10;
+
+const PR_GET_DUMPABLE: i32 = 3;
+const PR_GET_CHILD_SUBREAPER: i32 = 37;
+const PR_GET_THP_DISABLE: i32 = 42;
+const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
+
+/// `task_state` values of the common schema.
+pub const ALIVE: u32 = 1;
+/// See [`ALIVE`].
+pub const STOPPED: u32 = 3;
+/// See [`ALIVE`].
+pub const ZOMBIE: u32 = 6;
+
+impl Dump<'_> {
+    pub(super) fn process(
+        &mut self,
+        p: &FrozenProcess,
+        options: &DumpOptions,
+    ) -> Result<(), DumpError> {
+        let pid = p.info.pid;
+        if p.info.is_zombie() {
+            return self.zombie(p);
+        }
+        let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
+        let vmas = maps::read(pid).map_err(io("mappings"))?;
+        let refusals = self.refusals(p, &vmas)?;
+        if !refusals.is_empty() {
+            return Err(DumpError::Refused(refusals));
+        }
+
+        // Before any memory is read: leaving the vDSO runs code of the process.
+        let vdso = Vdso::find(&vmas);
+        let settled = p
+            .info
+            .tids
+            .iter()
+            .map(|&tid| Settled::new(tid, vdso.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let mut ids = self.namespaces.save(pid, options, self.sink)?;
+        ids.vm_id = pid as u32;
+        ids.files_id = pid as u32;
+        ids.fs_id = pid as u32;
+        ids.sighand_id = pid as u32;
+        put_records(
+            self.sink,
+            Kind::Ids,
+            &names::ids(pid),
+            std::slice::from_ref(&ids),
+        )?;
+
+        let mnt_ns = self.namespaces.foreign_mounts(&ids);
+        self.files(p, mnt_ns)?;
+        let (mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, &vmas)?;
+        let runs = pages::find(pid, &mm_entry.vmas)?;
+        let pages_id = self.next_pages_id;
+        self.next_pages_id += 1;
+        self.stats.page_bytes += runs.bytes() as u64;
+        pages::save(pid, &runs, pages_id, self.sink)?;
+
+        self.threads(p, settled, vdso.as_ref(), mm_entry, ids)?;
+
+        let cgroup =
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(io("cgroup"))?;
+        let cgroup = cgroup
+            .lines()
+            .find_map(|l| l.strip_prefix("0::"))
+            .unwrap_or("/")
+            .to_owned();
+        let filter = std::fs::read_to_string(format!("/proc/{pid}/coredump_filter"))
+            .map_err(io("coredump_filter"))?;
+        let task = RcrTask {
+            stop_signal: p.stop_signal,
+            exit_status: 0,
+            zombie: false,
+            cgroup,
+            coredump_filter: u32::from_str_radix(filter.trim(), 16).ok(),
+            vma_names: names_of_vmas,
+        };
+        Ok(put_records(
+            self.sink,
+            Kind::RcrTasks,
+            &ext::task_image(pid),
+            &[task],
+        )?)
+    }
+
+    fn zombie(&mut self, p: &FrozenProcess) -> Result<(), DumpError> {
+        let pid = p.info.pid;
+        let core = CoreEntry {
+            mtype: March::X8664 as i32,
+            tc: Some(TaskCoreEntry {
+                task_state: ZOMBIE,
+                exit_code: p.info.exit_code as u32,
+                comm: p.info.comm.clone(),
+                ..TaskCoreEntry::default()
+            }),
+            ..CoreEntry::default()
+        };
+        put_records(self.sink, Kind::Core, &names::core(pid), &[core])?;
+        let ext = RcrTask {
+            zombie: true,
+            exit_status: p.info.exit_code,
+            ..RcrTask::default()
+        };
+        Ok(put_records(
+            self.sink,
+            Kind::RcrTasks,
+            &ext::task_image(pid),
+            &[ext],
+        )?)
+    }
+
+    fn refusals(&self, p: &FrozenProcess, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpError> {
+        super::check::process(&p.info, vmas)
+    }
+
+    fn files(&mut self, p: &FrozenProcess, mnt_ns: u32) -> Result<(), DumpError> {
+        let pid = p.info.pid;
+        let pidfd = pidfd_open(pid)?;
+        let task = TaskFiles {
+            pid,
+            pidfd: pidfd.as_fd(),
+            comm: &p.info.comm,
+            mnt_ns,
+        };
+        let fdinfo = self.files.save_fds(&task)?;
+        FileSaver::put_table(self.sink, pid as u32, &fdinfo)?;
+        self.tables.push((pid, fdinfo));
+        let dir = libc::O_PATH | libc::O_DIRECTORY;
+        let cwd_id = self.path(&task, &format!("/proc/{pid}/cwd"), dir, "working directory")?;
+        let root_id = self.path(&task, &format!("/proc/{pid}/root"), dir, "root directory")?;
+        let status = Status::read(pid).map_err(DumpError::io(format!("status of {pid}")))?;
+        let fs = FsEntry {
+            cwd_id,
+            root_id,
+            umask: Some(status.umask()),
+        };
+        Ok(put_records(self.sink, Kind::Fs, &names::fs(pid), &[fs])?)
+    }
+
+    /// Saves the file that a link in `/proc` leads to, to be opened with
+    /// `flags`. 0 stands for one that was refused, which ends the dump later.
+    fn path(
+        &mut self,
+        task: &TaskFiles<'_>,
+        link: &str,
+        flags: i32,
+        what: &str,
+    ) -> Result<u32, DumpError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+            .open(link)
+            .map_err(DumpError::io(link))?;
+        Ok(self
+            .files
+            .save_path_fd(task, file.as_fd(), flags as u32, what)?
+            .unwrap_or(0))
+    }
+
+    fn mappings(
+        &mut self,
+        p: &FrozenProcess,
+        mnt_ns: u32,
+        vmas: &[Vma],
+    ) -> Result<(MmEntry, Vec<VmaName>), DumpError> {
+        let pid = p.info.pid;
+        let pidfd = pidfd_open(pid)?;
+        let task = TaskFiles {
+            pid,
+            pidfd: pidfd.as_fd(),
+            comm: &p.info.comm,
+            mnt_ns,
+        };
+        let mut entry = mm::save(pid)?;
+        entry.exe_file_id = self.path(
+            &task,
+            &format!("/proc/{pid}/exe"),
+            libc::O_RDONLY,
+            "executable",
+        )?;
+        let mut named = Vec::new();
+        for v in vmas {
+            let Ok(class) = vma::classify(v) else {
+                continue;
+            };
+            if class == Class::Vsyscall {
+                continue;
+            }
+            let mut fdflags = None;
+            let id = match class {
+                Class::AnonShared => self.shared.note(pid, v)?,
+                Class::File => {
+                    let flags = vma::open_flags(v);
+                    fdflags = Some(flags as u32);
+                    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
+                    u64::from(self.path(&task, &link, flags, &v.describe())?)
+                }
+                _ => 0,
+            };
+            if let Some(name) = v.name.strip_prefix(b"[anon:")
+                && let Some(name) = name.strip_suffix(b"]")
+            {
+                named.push(VmaName {
+                    start: v.start,
+                    end: v.end,
+                    name: name.to_vec(),
+                });
+            }
+            let saved: VmaEntry = vma::save(v, class, id, fdflags);
+            entry.vmas.push(saved);
+        }
+        Ok((entry, named))
+    }
+
+    /// Runs our programs in the process and saves its threads.
+    fn threads(
+        &mut self,
+        p: &FrozenProcess,
+        settled: Vec<Settled>,
+        vdso: Option<&Vdso>,
+        mut mm_entry: MmEntry,
+        ids: TaskKobjIdsEntry,
+    ) -> Result<(), DumpError> {
+        let pid = p.info.pid;
+        let leader = Tracee { tid: pid };
+        let insn = find_syscall(pid, vdso.map(|v| (v.text.start, v.text.end)))?;
+        let arena = Guard {
+            leader,
+            insn,
+            arena: leader.map_arena(insn, None, ARENA_BYTES)?,
+        };
+
+        let tc = self.process_state(p, arena.arena, &mut mm_entry)?;
+        put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
+        let mut tc = Some((tc, ids));
+        for t in &settled {
+            let mine = if t.tid == pid { tc.take() } else { None };
+            self.thread(pid, t, arena.arena, |core| {
+                if let Some((tc, ids)) = mine {
+                    core.ids = Some(ids);
+                    core.tc = Some(TaskCoreEntry {
+                        blk_sigset: t.saved.sigmask(),
+                        ..tc
+                    });
+                }
+            })?;
+        }
+        // Dropped in this order: our mapping goes, then registers come back.
+        drop(arena);
+        drop(settled);
+        Ok(())
+    }
+
+    /// Asks the process itself for what only it can tell.
+    fn process_state(
+        &mut self,
+        p: &FrozenProcess,
+        arena: Arena,
+        mm_entry: &mut MmEntry,
+    ) -> Result<TaskCoreEntry, DumpError> {
+        let pid = p.info.pid;
+        let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
+        let mut prog = Program::new();
+        let actions = signals::query_actions(&mut prog);
+        let timer_query = timers::query(pid, &mut prog).map_err(io("timers"))?;
+        let brk = prog.call(libc::SYS_brk, "read the heap's end", &[0.into()]);
+        let get = |prog: &mut Program, what: &str, option: i32| -> OpId {
+            let args = [option.into(), 0.into(), 0.into(), 0.into(), 0.into()];
+            prog.call(libc::SYS_prctl, what, &args)
+        };
+        let dumpable = get(&mut prog, "read dumpable", PR_GET_DUMPABLE);
+        let thp = get(&mut prog, "read THP disable", PR_GET_THP_DISABLE);
+        let subreaper = prog.zeroed(8);
+        prog.call(
+            libc::SYS_prctl,
+            "read child subreaper",
+            &[
+                PR_GET_CHILD_SUBREAPER.into(),
+                subreaper.into(),
+                0.into(),
+                0.into(),
+                0.into(),
+            ],
+        );
+        // Linux 6.3; before, registrations cannot be known and libc makes none.
+        let membarrier = prog.try_call(
+            libc::SYS_membarrier,
+            "read membarrier registrations",
+            &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0.into(), 0.into()],
+        );
+        let out = Tracee { tid: pid }.run(arena, &prog)?;
+
+        mm_entry.mm_brk = out.result(brk) as u64;
+        mm_entry.dumpable = Some(out.result(dumpable) as i32);
+        mm_entry.thp_disabled = Some(out.result(thp) != 0);
+        let personality = std::fs::read_to_string(format!("/proc/{pid}/personality"))
+            .map_err(io("personality"))?;
+        let oom = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
+            .map_err(io("oom_score_adj"))?;
+        Ok(TaskCoreEntry {
+            task_state: if p.stop_signal != 0 { STOPPED } else { ALIVE },
+            stop_signo: (p.stop_signal != 0).then_some(p.stop_signal as u32),
+            personality: u32::from_str_radix(personality.trim(), 16).unwrap_or(0),
+            flags: p.info.flags,
+            comm: p.info.comm.clone(),
+            timers: Some(timers::answers(&out, &timer_query)),
+            rlimits: Some(limits::save(pid).map_err(io("limits"))?),
+            cg_set: Some(1),
+            signals_s: Some(signals::save_queue(pid, true)?),
+            oom_score_adj: oom.trim().parse().ok(),
+            sigactions: signals::parse_actions(&out, &actions),
+            child_subreaper: Some(out.data(subreaper)[0] != 0),
+            membarrier_registration_mask: u32::try_from(out.result(membarrier)).ok(),
+            ..TaskCoreEntry::default()
+        })
+    }
+}
+
+/// Our mapping in a process, taken away again whatever happens.
+pub(crate) struct Guard {
+    pub leader: Tracee,
+    pub insn: u64,
+    pub arena: Arena,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Err(e) = self.leader.unmap_arena(self.insn, self.arena) {
+            tracing::error!(pid = self.leader.tid, "our mapping stays behind: {e}");
+        }
+    }
+}

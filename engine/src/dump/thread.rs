@@ -1,0 +1,141 @@
+//! One thread: registers, signal state, scheduling, credentials, seccomp.
+
+use super::{Dump, DumpError};
+use crate::arch;
+use crate::ext::{self, RcrThread};
+use crate::image::schema::{
+    CoreEntry, March, RseqEntry, SeccompMode, ThreadCoreEntry, ThreadInfoX86,
+};
+use crate::image::{Kind, put_records};
+use crate::memory::vdso::Vdso;
+use crate::remote::{Arena, Outcome, Program, SavedRegs, Tracee};
+use crate::sys::process::robust_list;
+use crate::sys::ptrace;
+use crate::task::status::Status;
+use crate::task::{registers, sched, settle, signals};
+
+const PR_GET_PDEATHSIG: i32 = 2;
+const PR_GET_SECUREBITS: i32 = 27;
+const PR_GET_TID_ADDRESS: i32 = 40;
+
+/// A thread brought to a stop from which it can go on anywhere, with its
+/// registers remembered; they are put back on drop.
+pub struct Settled {
+    pub tid: i32,
+    pub saved: SavedRegs,
+}
+
+impl Settled {
+    /// Settles a frozen thread.
+    pub fn new(tid: i32, vdso: Option<&Vdso>) -> Result<Self, DumpError> {
+        settle::leave_vdso(tid, vdso.map(|v| (v.text.start, v.text.end)))?;
+        settle::abort_rseq(tid, &ptrace::rseq_configuration(tid)?)?;
+        Ok(Self {
+            tid,
+            saved: SavedRegs::take(tid)?,
+        })
+    }
+}
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        if let Err(e) = self.saved.put_back() {
+            tracing::error!(tid = self.tid, "registers could not be put back: {e}");
+        }
+    }
+}
+
+impl Dump<'_> {
+    /// Saves a thread; the leader's `core` image is completed by `finish`.
+    pub(super) fn thread(
+        &mut self,
+        pid: i32,
+        t: &Settled,
+        arena: Arena,
+        finish: impl FnOnce(&mut CoreEntry),
+    ) -> Result<(), DumpError> {
+        let tid = t.tid;
+        // Before anything runs in the thread: calls of ours would change it.
+        let xstate = ptrace::get_xstate(tid)?;
+
+        let mut p = Program::new();
+        let altstack = signals::query_altstack(&mut p);
+        let mut word = |what: &str, option: i32| {
+            let out = p.zeroed(8);
+            p.call(
+                libc::SYS_prctl,
+                what,
+                &[option.into(), out.into(), 0.into(), 0.into(), 0.into()],
+            );
+            out
+        };
+        let clear_tid = word("read the clear_child_tid address", PR_GET_TID_ADDRESS);
+        let pdeath = word("read the parent death signal", PR_GET_PDEATHSIG);
+        let zero = [
+            PR_GET_SECUREBITS.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        let secbits = p.call(libc::SYS_prctl, "read securebits", &zero);
+        let outcome = Tracee { tid }.run(arena, &p)?;
+
+        let read_u64 = |o: &Outcome, r| u64::from_le_bytes(o.data(r).try_into().expect("8 bytes"));
+        let status = Status::read(tid).map_err(DumpError::io(format!("status of {tid}")))?;
+        let creds = status
+            .creds(outcome.result(secbits) as u32)
+            .map_err(DumpError::io(format!("credentials of {tid}")))?;
+        let (rla, rla_len) = robust_list(tid)?;
+        let rseq = ptrace::rseq_configuration(tid)?;
+        let mut ext = RcrThread {
+            xstate,
+            ..RcrThread::default()
+        };
+        let mode = status.seccomp_mode();
+        if mode == SeccompMode::Filter as i32 {
+            ext.seccomp_chain = self.filters.save(tid)?;
+        }
+        let mut core = ThreadCoreEntry {
+            futex_rla: rla,
+            futex_rla_len: rla_len as u32,
+            blk_sigset: Some(t.saved.sigmask()),
+            sas: Some(signals::parse_altstack(&outcome, altstack)),
+            pdeath_sig: Some(read_u64(&outcome, pdeath) as u32),
+            signals_p: Some(signals::save_queue(tid, false)?),
+            creds: Some(creds),
+            seccomp_mode: Some(mode),
+            seccomp_filter: ext.seccomp_chain.last().copied(),
+            rseq_entry: (rseq.pointer != 0).then_some(RseqEntry {
+                rseq_abi_pointer: rseq.pointer,
+                rseq_abi_size: rseq.size,
+                signature: rseq.signature,
+                rseq_cs_pointer: None,
+            }),
+            ..ThreadCoreEntry::default()
+        };
+        sched::save(pid, tid, &mut core, &mut ext)
+            .map_err(DumpError::io(format!("scheduling of {tid}")))?;
+        let regs = arch::restart_syscall(t.saved.regs());
+        let mut entry = CoreEntry {
+            mtype: March::X8664 as i32,
+            thread_info: Some(ThreadInfoX86 {
+                clear_tid_addr: read_u64(&outcome, clear_tid),
+                gpregs: registers::save(&regs),
+                fpregs: registers::save_fp(&ext.xstate),
+                tls: Vec::new(),
+            }),
+            thread_core: Some(core),
+            ..CoreEntry::default()
+        };
+        finish(&mut entry);
+        put_records(
+            self.sink,
+            Kind::Core,
+            &crate::image::names::core(tid),
+            &[entry],
+        )?;
+        put_records(self.sink, Kind::RcrTasks, &ext::thread_image(tid), &[ext])?;
+        Ok(())
+    }
+}

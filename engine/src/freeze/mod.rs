@@ -1,0 +1,208 @@
+//! Freeze: every thread of a tree stopped, and let go again on any error.
+//!
+//! After success every thread is in ptrace-stop and belongs to the calling
+//! thread. After failure, or when [`Frozen`] is dropped, all run on as before.
+
+mod cgroup;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::marker::PhantomData;
+
+use crate::sys::SysError;
+use crate::sys::ptrace::{self, Stop};
+use crate::tree::{Process, Tree, list_tids};
+
+pub use cgroup::CgroupFreezer;
+
+/// Why a tree could not be frozen.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// A file of /proc or of the cgroup could not be read or written.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The cgroup's tasks did not stop in time.
+    #[error(
+        "{cgroup}: tasks did not freeze within {seconds} s (one may be in uninterruptible sleep)"
+    )]
+    Timeout {
+        /// The cgroup directory.
+        cgroup: String,
+        /// The time allowed.
+        seconds: u64,
+    },
+    /// There is nothing to freeze.
+    #[error("the tree has no processes")]
+    Empty,
+    /// Another program traces the task.
+    #[error(
+        "task {tid} of {comm} (pid {pid}) is traced by process {tracer}: detach the debugger first"
+    )]
+    Traced {
+        /// The task.
+        tid: i32,
+        /// Its process.
+        pid: i32,
+        /// Its name.
+        comm: String,
+        /// The tracer.
+        tracer: i32,
+    },
+    /// ptrace failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+}
+
+/// A frozen process.
+#[derive(Debug)]
+pub struct FrozenProcess {
+    /// The process table's view, taken after everything stood still.
+    pub info: Process,
+    /// The job-control signal that had stopped it before, or 0.
+    pub stop_signal: i32,
+}
+
+/// A tree in which every thread is stopped. Dropping it lets all run on.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The processes, parents before children; zombies too.
+    pub processes: Vec<FrozenProcess>,
+    traced: BTreeSet<i32>,
+    /// ptrace belongs to a thread.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Frozen {
+    /// Lets every thread run on, as if nothing had happened.
+    pub fn thaw(self) {}
+
+    /// Kills every process; to be used when their images are safe.
+    pub fn kill(mut self) {
+        for p in self.processes.iter().filter(|p| !p.info.is_zombie()) {
+            let pid = nix::unistd::Pid::from_raw(p.info.pid);
+            if let Err(e) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+                tracing::warn!(pid = p.info.pid, "kill: {e}");
+            }
+        }
+        for tid in std::mem::take(&mut self.traced) {
+            // Reaps tracees that are not our children; parents get theirs.
+            while let Ok(stop) = ptrace::wait(tid) {
+                if matches!(stop, Stop::Gone(_)) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for &tid in &self.traced {
+            if let Err(e) = ptrace::detach(tid, 0) {
+                tracing::warn!(tid, "detach: {e}");
+            }
+        }
+    }
+}
+
+/// Freezes a tree.
+pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
+    let freezer = tree.cgroup().map(CgroupFreezer::freeze).transpose()?;
+    let mut frozen = Frozen {
+        processes: Vec::new(),
+        traced: BTreeSet::new(),
+        _not_send: PhantomData,
+    };
+    let mut stop_signals = BTreeMap::new();
+    // A task may fork or clone until it is stopped; when one whole look finds
+    // nobody new, everybody is stopped.
+    loop {
+        let io_error = |source| FreezeError::Io {
+            what: "reading the process table".into(),
+            source,
+        };
+        let processes = tree.scan().map_err(io_error)?;
+        let mut grown = false;
+        for p in processes.iter().filter(|p| !p.is_zombie()) {
+            let Ok(tids) = list_tids(p.pid) else { continue };
+            for tid in tids {
+                if frozen.traced.contains(&tid) {
+                    continue;
+                }
+                grown = true;
+                if let Some(signal) = seize_and_stop(tid, p, &mut frozen.traced)? {
+                    stop_signals.insert(p.pid, signal);
+                }
+            }
+        }
+        if !grown {
+            frozen.processes = processes
+                .into_iter()
+                .map(|info| {
+                    let stop_signal = stop_signals.get(&info.pid).copied().unwrap_or(0);
+                    FrozenProcess { info, stop_signal }
+                })
+                .collect();
+            break;
+        }
+    }
+    // Stopped by ptrace from here on; in a frozen cgroup they could not run
+    // the programs we give them.
+    drop(freezer);
+    if frozen.processes.iter().all(|p| p.info.is_zombie()) {
+        return Err(FreezeError::Empty);
+    }
+    Ok(frozen)
+}
+
+/// Returns the job-control signal the task was stopped by, if any.
+fn seize_and_stop(
+    tid: i32,
+    process: &Process,
+    traced: &mut BTreeSet<i32>,
+) -> Result<Option<i32>, FreezeError> {
+    match ptrace::seize(tid, ptrace::O_SUSPEND_SECCOMP) {
+        Ok(()) => {
+            traced.insert(tid);
+        }
+        Err(e) if e.errno == nix::errno::Errno::ESRCH => return Ok(None),
+        Err(e) => {
+            let tracer = tracer_of(tid);
+            if tracer != 0 {
+                let (pid, comm) = (process.pid, process.comm.clone());
+                return Err(FreezeError::Traced {
+                    tid,
+                    pid,
+                    comm,
+                    tracer,
+                });
+            }
+            return Err(e.into());
+        }
+    }
+    ptrace::interrupt(tid)?;
+    loop {
+        match ptrace::wait(tid)? {
+            Stop::Stopped(libc::SIGTRAP) => return Ok(None),
+            Stop::Stopped(signal) => return Ok(Some(signal)),
+            // A signal was on its way: it takes its course, our stop comes next.
+            Stop::Signal(signal) => ptrace::cont(tid, signal)?,
+            Stop::Event(_) => ptrace::cont(tid, 0)?,
+            Stop::Gone(_) => {
+                traced.remove(&tid);
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn tracer_of(tid: i32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("TracerPid:"));
+    line.and_then(|l| l.trim().parse().ok()).unwrap_or(0)
+}

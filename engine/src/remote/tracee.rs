@@ -1,0 +1,363 @@
+//! A stopped task that runs programs for us.
+
+use crate::arch::{self, ENTRY_BYTES, Entry, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN};
+use crate::sys::process::{Span, read_memory, write_memory};
+use crate::sys::ptrace::{self, Regs, Stop};
+use crate::sys::{SysError, SysResult};
+
+use super::program::{Arg, OnError, OpId, Outcome, Program};
+
+/// Bytes at the start of an arena that hold the interpreter.
+const CODE_BYTES: u64 = 4096;
+
+/// Why a remote program did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// A call in the program failed.
+    #[error("task {tid}: {what}: {errno}")]
+    Call {
+        /// The task that ran it.
+        tid: i32,
+        /// What the call was for.
+        what: String,
+        /// The kernel's answer.
+        errno: nix::errno::Errno,
+    },
+    /// The task stopped where it should not have.
+    #[error("task {tid}: stopped at {ip:#x} by {stop:?} while running a remote program")]
+    Strayed {
+        /// The task.
+        tid: i32,
+        /// Its instruction pointer.
+        ip: u64,
+        /// What stopped it.
+        stop: Stop,
+    },
+    /// The task is gone.
+    #[error("task {tid} ended while running a remote program (wait status {status:#x})")]
+    Gone {
+        /// The task.
+        tid: i32,
+        /// As wait(2) gives it.
+        status: i32,
+    },
+    /// The program's data does not fit.
+    #[error("task {tid}: a program with {need} bytes of data does not fit an arena of {have}")]
+    TooLarge {
+        /// The task.
+        tid: i32,
+        /// Bytes needed.
+        need: usize,
+        /// Bytes there are.
+        have: usize,
+    },
+    /// No `syscall` instruction was found to start from.
+    #[error("task {tid} has no vDSO, so there is nothing to make its first call with")]
+    NoVdso {
+        /// The task.
+        tid: i32,
+    },
+    /// ptrace or memory access failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+}
+
+type Result<T> = std::result::Result<T, RemoteError>;
+
+/// A piece of a target's address space that is ours for a while: one page of
+/// code, the rest for tables and data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arena {
+    /// Where it starts.
+    pub base: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+impl Arena {
+    /// The address after its last byte.
+    pub fn end(&self) -> u64 {
+        self.base + self.len
+    }
+}
+
+/// A task in ptrace-stop.
+#[derive(Debug, Clone, Copy)]
+pub struct Tracee {
+    /// Thread id.
+    pub tid: i32,
+}
+
+/// Tasks that were born while a program ran, attached and stopped like their
+/// parent, in the order of their births.
+pub type Births = Vec<i32>;
+
+impl Tracee {
+    /// Runs one call with a `syscall` instruction that lies at `insn`.
+    ///
+    /// For the first and last calls of all, when no arena is there. The task's
+    /// registers are left as the call left them.
+    pub fn call_at(&self, insn: u64, what: &str, nr: i64, args: [u64; 6]) -> Result<i64> {
+        let regs = ptrace::get_regs(self.tid)?;
+        ptrace::set_regs(self.tid, &arch::set_call(&regs, insn, nr, args))?;
+        ptrace::single_step(self.tid)?;
+        match ptrace::wait(self.tid)? {
+            Stop::Signal(libc::SIGTRAP) => {}
+            Stop::Gone(status) => {
+                return Err(RemoteError::Gone {
+                    tid: self.tid,
+                    status,
+                });
+            }
+            stop => return Err(self.strayed(stop)),
+        }
+        let rax = ptrace::get_regs(self.tid)?.rax as i64;
+        if (-4095..0).contains(&rax) {
+            return Err(self.failed(what, rax));
+        }
+        Ok(rax)
+    }
+
+    fn failed(&self, what: &str, result: i64) -> RemoteError {
+        let errno = nix::errno::Errno::from_raw(-result as i32);
+        RemoteError::Call {
+            tid: self.tid,
+            what: what.to_owned(),
+            errno,
+        }
+    }
+
+    fn strayed(&self, stop: Stop) -> RemoteError {
+        let ip = ptrace::get_regs(self.tid).map_or(0, |r| r.rip);
+        RemoteError::Strayed {
+            tid: self.tid,
+            ip,
+            stop,
+        }
+    }
+
+    /// Maps an arena at `at` (or where the kernel likes, for `None`).
+    pub fn map_arena(&self, insn: u64, at: Option<u64>, len: u64) -> Result<Arena> {
+        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        if at.is_some() {
+            flags |= libc::MAP_FIXED_NOREPLACE;
+        }
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let args = [at.unwrap_or(0), len, rw, flags as u64, u64::MAX, 0];
+        let base = self.call_at(insn, "mmap of our arena", libc::SYS_mmap, args)? as u64;
+        let arena = Arena { base, len };
+        let code = INTERPRETER.code();
+        write_memory(
+            self.tid,
+            &[Span {
+                start: base,
+                len: code.len(),
+            }],
+            code,
+        )?;
+        let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let args = [base, CODE_BYTES, rx, 0, 0, 0];
+        self.call_at(insn, "mprotect of our code", libc::SYS_mprotect, args)?;
+        Ok(arena)
+    }
+
+    /// Unmaps an arena with the `syscall` instruction at `insn`.
+    pub fn unmap_arena(&self, insn: u64, arena: Arena) -> Result<()> {
+        let args = [arena.base, arena.len, 0, 0, 0, 0];
+        self.call_at(insn, "munmap of our arena", libc::SYS_munmap, args)
+            .map(drop)
+    }
+
+    /// Runs a program to its end.
+    pub fn run(&self, arena: Arena, program: &Program) -> Result<Outcome> {
+        let (outcome, births) = self.run_with_births(arena, program)?;
+        debug_assert!(births.is_empty());
+        Ok(outcome)
+    }
+
+    /// Runs a program; tasks it creates are attached and left stopped.
+    ///
+    /// A program longer than the arena is run in pieces.
+    pub fn run_with_births(&self, arena: Arena, program: &Program) -> Result<(Outcome, Births)> {
+        let mut births = Vec::new();
+        let data_at = arena.base + CODE_BYTES;
+        let data_len = program.data.len().next_multiple_of(8) as u64;
+        let table_at = data_at + data_len;
+        let room = arena.end().saturating_sub(table_at) as usize / ENTRY_BYTES;
+        if room < 2 {
+            let have = (arena.len - CODE_BYTES) as usize;
+            return Err(RemoteError::TooLarge {
+                tid: self.tid,
+                need: program.data.len(),
+                have,
+            });
+        }
+        if !program.data.is_empty() {
+            let mut data = program.data.clone();
+            for &(at, target) in &program.pointers {
+                let address = data_at + target as u64;
+                data[at..at + 8].copy_from_slice(&address.to_le_bytes());
+            }
+            write_memory(
+                self.tid,
+                &[Span {
+                    start: data_at,
+                    len: data.len(),
+                }],
+                &data,
+            )?;
+        }
+        let regs = ptrace::get_regs(self.tid)?;
+        let mut results: Vec<i64> = Vec::with_capacity(program.ops.len());
+        for chunk in program.ops.chunks(room - 1) {
+            let first = results.len();
+            let mut table = Vec::with_capacity((chunk.len() + 1) * ENTRY_BYTES);
+            for op in chunk {
+                let mut entry = Entry {
+                    nr: op.nr,
+                    args: [0; 6],
+                    control: 0,
+                    result: 0,
+                };
+                for (i, arg) in op.args.iter().enumerate() {
+                    entry.args[i] = match *arg {
+                        Arg::Imm(v) => v,
+                        Arg::Data(d) => data_at + d.offset as u64,
+                        Arg::Result(OpId(n)) if n < first => results[n] as u64,
+                        Arg::Result(OpId(n)) => {
+                            entry.control |= 1 << i;
+                            table_at + ((n - first) * ENTRY_BYTES + Entry::RESULT_OFFSET) as u64
+                        }
+                    };
+                }
+                if op.on_error == OnError::Stop {
+                    entry.control |= STOP_ON_ERROR;
+                }
+                table.extend_from_slice(&entry.to_bytes());
+            }
+            table.extend_from_slice(&Entry::END.to_bytes());
+            let span = Span {
+                start: table_at,
+                len: table.len(),
+            };
+            write_memory(self.tid, &[span], &table)?;
+            ptrace::set_regs(self.tid, &arch::point_at(&regs, arena.base, table_at))?;
+            self.go(&mut births)?;
+
+            let stopped_at = (ptrace::get_regs(self.tid)?.r12 - table_at) as usize / ENTRY_BYTES;
+            read_memory(self.tid, &[span], &mut table)?;
+            for entry in table
+                .chunks_exact(ENTRY_BYTES)
+                .take(chunk.len().min(stopped_at + 1))
+            {
+                let at = Entry::RESULT_OFFSET;
+                results.push(i64::from_le_bytes(
+                    entry[at..at + 8].try_into().expect("8 bytes"),
+                ));
+            }
+            if stopped_at < chunk.len() {
+                let op = &chunk[stopped_at];
+                return Err(self.failed(&op.what, results[first + stopped_at]));
+            }
+        }
+        let mut data = vec![0; program.data.len()];
+        if !data.is_empty() {
+            read_memory(
+                self.tid,
+                &[Span {
+                    start: data_at,
+                    len: data.len(),
+                }],
+                &mut data,
+            )?;
+        }
+        Ok((Outcome { results, data }, births))
+    }
+
+    /// Lets the task run until the interpreter's `int3`.
+    fn go(&self, births: &mut Births) -> Result<()> {
+        loop {
+            ptrace::cont(self.tid, 0)?;
+            match ptrace::wait(self.tid)? {
+                Stop::Signal(libc::SIGTRAP) => return Ok(()),
+                Stop::Event(
+                    libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK,
+                ) => {
+                    let child = ptrace::event_message(self.tid)? as i32;
+                    // Attached by the kernel; it reports its first stop to us.
+                    match ptrace::wait(child)? {
+                        Stop::Stopped(_) | Stop::Signal(_) => births.push(child),
+                        stop => return Err(Tracee { tid: child }.strayed(stop)),
+                    }
+                }
+                Stop::Gone(status) => {
+                    return Err(RemoteError::Gone {
+                        tid: self.tid,
+                        status,
+                    });
+                }
+                stop => return Err(self.strayed(stop)),
+            }
+        }
+    }
+}
+
+/// Finds a `syscall` instruction in the task's vDSO, whose range is given.
+pub fn find_syscall(tid: i32, vdso: Option<(u64, u64)>) -> Result<u64> {
+    let (start, end) = vdso.ok_or(RemoteError::NoVdso { tid })?;
+    let mut text = vec![0; (end - start) as usize];
+    read_vdso(tid, start, &mut text)?;
+    text.windows(2)
+        .position(|w| w == SYSCALL_INSN)
+        .map(|at| start + at as u64)
+        .ok_or(RemoteError::NoVdso { tid })
+}
+
+fn read_vdso(tid: i32, start: u64, text: &mut [u8]) -> SysResult<()> {
+    read_memory(
+        tid,
+        &[Span {
+            start,
+            len: text.len(),
+        }],
+        text,
+    )
+}
+
+/// Registers that are put back when the guard is told to.
+#[derive(Debug)]
+pub struct SavedRegs {
+    tid: i32,
+    regs: Regs,
+    sigmask: u64,
+}
+
+impl SavedRegs {
+    /// Remembers registers and signal mask, and blocks every signal so that
+    /// none is consumed while programs run.
+    pub fn take(tid: i32) -> SysResult<Self> {
+        let saved = Self {
+            tid,
+            regs: ptrace::get_regs(tid)?,
+            sigmask: ptrace::get_sigmask(tid)?,
+        };
+        ptrace::set_sigmask(tid, u64::MAX)?;
+        Ok(saved)
+    }
+
+    /// The registers as they were.
+    pub fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    /// The signal mask as it was.
+    pub fn sigmask(&self) -> u64 {
+        self.sigmask
+    }
+
+    /// Puts both back.
+    pub fn put_back(&self) -> SysResult<()> {
+        ptrace::set_regs(self.tid, &self.regs)?;
+        ptrace::set_sigmask(self.tid, self.sigmask)
+    }
+}

@@ -1,0 +1,374 @@
+//! Processes come to life: wanted pids, parents, sessions and groups.
+//!
+//! A process is born stopped, with a mapping of ours at an address that is free
+//! both in our layout and in those of all processes of the dump.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::images::{Images, ProcessImage};
+use super::{RestoreError, RestoreOptions};
+use crate::memory::layout::find_gap;
+use crate::memory::vdso::Vdso;
+use crate::memory::{MemoryError, maps};
+use crate::remote::{Arena, Program, Tracee, find_syscall};
+use crate::sys::process::{CloneArgs, spawn_waiting};
+use crate::sys::ptrace::{self, Stop};
+
+/// Room for our programs: the largest hold a service's seccomp filters.
+const ARENA_BYTES: u64 = 2 << 20;
+/// Between our mapping and the parked vDSO.
+const SPACING: u64 = 64 << 10;
+/// A transient program may sit on a pid for a moment.
+const PID_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Everything that was made so far; dropping it kills all of it.
+#[derive(Debug, Default)]
+pub struct Made {
+    pids: Vec<i32>,
+    /// Stand-ins for dead session leaders.
+    ghosts: Vec<i32>,
+    released: bool,
+}
+
+impl Made {
+    /// Notes a process.
+    fn add(&mut self, pid: i32) {
+        self.pids.push(pid);
+    }
+
+    /// The tree is complete: only the stand-ins go.
+    pub fn release(&mut self) {
+        self.released = true;
+        end(&self.ghosts);
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.released {
+            end(&self.pids);
+            end(&self.ghosts);
+        }
+    }
+}
+
+fn end(pids: &[i32]) {
+    for &pid in pids {
+        let all = nix::unistd::Pid::from_raw(pid);
+        // ESRCH: it is gone already.
+        let _ = nix::sys::signal::kill(all, nix::sys::signal::Signal::SIGKILL);
+    }
+    for &pid in pids {
+        while let Ok(stop) = ptrace::wait(pid) {
+            if matches!(stop, Stop::Gone(_)) {
+                break;
+            }
+        }
+    }
+}
+
+/// How a newborn process can be worked with.
+#[derive(Debug, Clone)]
+pub struct Birth {
+    /// Our mapping in it.
+    pub arena: Arena,
+    /// Where its vDSO is.
+    pub vdso: Vdso,
+    /// Where its vDSO can go for good.
+    pub park: u64,
+}
+
+/// Makes all processes, parents first.
+pub fn bear(
+    images: &Images,
+    options: &RestoreOptions,
+    made: &mut Made,
+) -> Result<BTreeMap<i32, Birth>, RestoreError> {
+    let me = std::process::id() as i32;
+    let own = maps::read_ranges(me).map_err(RestoreError::io("own mappings"))?;
+    let vdso = Vdso::find(&own).ok_or(MemoryError::Vdso("this process has none".into()))?;
+    let mut taken: Vec<Range<u64>> = own.iter().map(|v| v.start..v.end).collect();
+    for (_, live) in images.live() {
+        taken.extend(live.mm.vmas.iter().map(|e| e.start..e.end));
+    }
+    let len = ARENA_BYTES + SPACING + (vdso.span().end - vdso.span().start);
+    let seed = crate::sys::process::clock_ns(libc::CLOCK_MONOTONIC) as u64;
+    let base = find_gap(&taken, len, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16)
+        .ok_or(MemoryError::NoRoom(len))?;
+    let birth = Birth {
+        arena: Arena {
+            base,
+            len: ARENA_BYTES,
+        },
+        vdso,
+        park: base + ARENA_BYTES + SPACING,
+    };
+
+    let mut nursery = Nursery {
+        images,
+        options,
+        made,
+        birth,
+        born: BTreeMap::new(),
+    };
+    for p in &images.processes {
+        nursery.bear(p)?;
+    }
+    nursery.groups()?;
+    nursery.check()?;
+    Ok(nursery.born)
+}
+
+struct Nursery<'a> {
+    images: &'a Images,
+    options: &'a RestoreOptions,
+    made: &'a mut Made,
+    birth: Birth,
+    born: BTreeMap<i32, Birth>,
+}
+
+impl Nursery<'_> {
+    fn bear(&mut self, p: &ProcessImage) -> Result<(), RestoreError> {
+        wait_for_pid(p.pid)?;
+        if self.images.has(p.ppid) {
+            self.fork(p.ppid, p, 0)?;
+        } else if p.sid == p.pid {
+            self.root(p.pid, &p.ext.cgroup)?;
+        } else if self.images.has(p.sid) {
+            // A brother of its session's leader.
+            self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
+        } else if Path::new(&format!("/proc/{}", p.sid)).exists() {
+            // Its session lives on outside of the tree: it gets ours.
+            self.root(p.pid, &p.ext.cgroup)?;
+        } else {
+            if !self.made.ghosts.contains(&p.sid) {
+                self.ghost_leader(p.sid, &p.ext.cgroup)?;
+            }
+            self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
+        }
+        if p.sid == p.pid {
+            let mut prog = Program::new();
+            prog.call(libc::SYS_setsid, "become a session leader", &[]);
+            self.run(p.pid, &prog)?;
+        }
+        self.born.insert(p.pid, self.birth.clone());
+        Ok(())
+    }
+
+    fn run(&self, pid: i32, prog: &Program) -> Result<(), RestoreError> {
+        Tracee { tid: pid }.run(self.birth.arena, prog)?;
+        Ok(())
+    }
+
+    /// A process that is no child of another one of the tree.
+    fn root(&mut self, pid: i32, cgroup: &str) -> Result<(), RestoreError> {
+        self.spawn(pid, cgroup)?;
+        self.made.add(pid);
+        Ok(())
+    }
+
+    fn spawn(&mut self, pid: i32, cgroup: &str) -> Result<(), RestoreError> {
+        let dir = self
+            .options
+            .cgroup_mount
+            .as_ref()
+            .map(|m| m.join(cgroup.trim_start_matches('/')));
+        let dir = dir
+            .map(|d| File::open(&d).map_err(RestoreError::io(format!("cgroup {}", d.display()))))
+            .transpose()?;
+        let fd: Option<RawFd> = dir.as_ref().map(AsRawFd::as_raw_fd);
+        spawn_waiting(pid, fd, self.options.sibling).map_err(|e| match e.errno {
+            Errno::EEXIST => taken(pid),
+            _ => e.into(),
+        })?;
+        let attached = self.attach(pid);
+        if attached.is_err() {
+            end(&[pid]);
+        }
+        attached
+    }
+
+    fn attach(&self, pid: i32) -> Result<(), RestoreError> {
+        ptrace::seize(pid, ptrace::O_SUSPEND_SECCOMP | ptrace::O_TRACE_CHILDREN)?;
+        ptrace::interrupt(pid)?;
+        let tracee = Tracee { tid: pid };
+        match ptrace::wait(pid)? {
+            Stop::Stopped(_) => {}
+            stop => {
+                let what = format!("did not come up: {stop:?}");
+                return Err(RestoreError::Tree { pid, what });
+            }
+        }
+        ptrace::set_sigmask(pid, u64::MAX)?;
+        let text = &self.birth.vdso.text;
+        let insn = find_syscall(pid, Some((text.start, text.end)))?;
+        tracee.map_arena(insn, Some(self.birth.arena.base), self.birth.arena.len)?;
+        // What our libc registered must not be looked at once its memory is gone.
+        let rseq = ptrace::rseq_configuration(pid)?;
+        let mut prog = Program::new();
+        prog.call(
+            libc::SYS_set_robust_list,
+            "drop the robust list",
+            &[0.into(), 24.into()],
+        );
+        prog.call(
+            libc::SYS_set_tid_address,
+            "drop clear_child_tid",
+            &[0.into()],
+        );
+        if rseq.pointer != 0 {
+            let size = u64::from(rseq.size);
+            let sig = u64::from(rseq.signature);
+            const UNREGISTER: u64 = 1;
+            prog.call(
+                libc::SYS_rseq,
+                "drop the rseq area",
+                &[
+                    rseq.pointer.into(),
+                    size.into(),
+                    UNREGISTER.into(),
+                    sig.into(),
+                ],
+            );
+        }
+        tracee.run(self.birth.arena, &prog)?;
+        Ok(())
+    }
+
+    /// A process made by another one of the tree.
+    fn fork(&mut self, from: i32, p: &ProcessImage, flags: u64) -> Result<(), RestoreError> {
+        let mut prog = Program::new();
+        let tid = prog.bytes(&p.pid.to_le_bytes());
+        let exit_signal = if flags == 0 { libc::SIGCHLD as u64 } else { 0 };
+        let args = CloneArgs {
+            flags,
+            exit_signal,
+            set_tid_size: 1,
+            ..CloneArgs::default()
+        };
+        let holder = prog.bytes(&args.as_bytes());
+        prog.point(holder, 64, tid);
+        let len = args.as_bytes().len() as u64;
+        prog.call(
+            libc::SYS_clone3,
+            format!("make process {}", p.pid),
+            &[holder.into(), len.into()],
+        );
+        let parent = Tracee { tid: from };
+        let (_, births) = parent.run_with_births(self.birth.arena, &prog)?;
+        for &b in &births {
+            self.made.add(b);
+        }
+        if births != [p.pid] {
+            return Err(RestoreError::Tree {
+                pid: p.pid,
+                what: format!("was born as {births:?}"),
+            });
+        }
+        ptrace::set_sigmask(p.pid, u64::MAX)?;
+        self.move_to_cgroup(p)
+    }
+
+    fn move_to_cgroup(&self, p: &ProcessImage) -> Result<(), RestoreError> {
+        let Some(mount) = &self.options.cgroup_mount else {
+            return Ok(());
+        };
+        if p.live.is_none() {
+            return Ok(());
+        }
+        let file = mount
+            .join(p.ext.cgroup.trim_start_matches('/'))
+            .join("cgroup.procs");
+        std::fs::write(&file, p.pid.to_string())
+            .map_err(RestoreError::io(format!("{}", file.display())))
+    }
+
+    /// A leader that had ended: something has to hold its session's id while
+    /// the members are made.
+    fn ghost_leader(&mut self, sid: i32, cgroup: &str) -> Result<(), RestoreError> {
+        wait_for_pid(sid)?;
+        self.spawn(sid, cgroup)?;
+        self.made.ghosts.push(sid);
+        let mut prog = Program::new();
+        prog.call(libc::SYS_setsid, "stand in for a session leader", &[]);
+        self.run(sid, &prog)
+    }
+
+    /// Process groups, their leaders first.
+    fn groups(&self) -> Result<(), RestoreError> {
+        let mut order: Vec<&ProcessImage> = self
+            .images
+            .processes
+            .iter()
+            .filter(|p| p.sid != p.pid)
+            .collect();
+        order.sort_by_key(|p| p.pgid != p.pid);
+        for p in order {
+            if getpgid(p.pid)? == p.pgid {
+                continue;
+            }
+            // A group outside of the tree lives on without this process.
+            if !self.images.has(p.pgid) && !self.made.ghosts.contains(&p.pgid) {
+                continue;
+            }
+            let mut prog = Program::new();
+            let args = [0.into(), p.pgid.into()];
+            prog.call(
+                libc::SYS_setpgid,
+                format!("join process group {}", p.pgid),
+                &args,
+            );
+            self.run(p.pid, &prog)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), RestoreError> {
+        for p in &self.images.processes {
+            let sid = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(p.pid)))
+                .map_err(|e| RestoreError::io("getsid")(e.into()))?
+                .as_raw();
+            let inside = self.images.has(p.sid) || self.made.ghosts.contains(&p.sid);
+            if inside && sid != p.sid {
+                let what = format!("is in session {sid} instead of {}", p.sid);
+                return Err(RestoreError::Tree { pid: p.pid, what });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn getpgid(pid: i32) -> Result<i32, RestoreError> {
+    let pgid = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid)));
+    Ok(pgid
+        .map_err(|e| RestoreError::io("getpgid")(e.into()))?
+        .as_raw())
+}
+
+fn taken(pid: i32) -> RestoreError {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    RestoreError::PidTaken {
+        pid,
+        comm: comm.trim_end().to_owned(),
+    }
+}
+
+/// Waits for a moment when somebody sits on a pid we need.
+fn wait_for_pid(pid: i32) -> Result<(), RestoreError> {
+    let end = Instant::now() + PID_PATIENCE;
+    let path = format!("/proc/{pid}");
+    while Path::new(&path).exists() {
+        if Instant::now() > end {
+            return Err(taken(pid));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

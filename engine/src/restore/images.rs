@@ -1,0 +1,192 @@
+//! All images of a dump, read and checked before anything is made.
+
+use crate::clock;
+use crate::ext::{self, RcrInventory, RcrTask, RcrThread};
+use crate::image::schema::{
+    CoreEntry, FdinfoEntry, FsEntry, InventoryEntry, MmEntry, PstreeEntry, SeccompEntry,
+    TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, ThreadInfoX86,
+};
+use crate::image::{ImageError, ImageSource, Kind, get_record, get_records, names};
+
+use super::RestoreError;
+
+/// A thread to be made.
+#[derive(Debug)]
+pub struct ThreadImage {
+    pub tid: i32,
+    pub info: ThreadInfoX86,
+    pub core: ThreadCoreEntry,
+    pub ext: RcrThread,
+}
+
+/// What a living process has beside its threads.
+#[derive(Debug)]
+pub struct LiveImage {
+    pub tc: TaskCoreEntry,
+    pub ids: TaskKobjIdsEntry,
+    pub mm: MmEntry,
+    pub fs: FsEntry,
+    pub fdinfo: Vec<FdinfoEntry>,
+    pub threads: Vec<ThreadImage>,
+}
+
+/// A process to be made.
+#[derive(Debug)]
+pub struct ProcessImage {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub ext: RcrTask,
+    /// `None` for a zombie.
+    pub live: Option<LiveImage>,
+}
+
+/// A whole dump.
+#[derive(Debug)]
+pub struct Images {
+    /// Parents before children.
+    pub processes: Vec<ProcessImage>,
+    pub inventory: RcrInventory,
+    pub host_ids: TaskKobjIdsEntry,
+    pub seccomp: SeccompEntry,
+}
+
+impl Images {
+    /// Reads and checks.
+    pub fn load(source: &dyn ImageSource) -> Result<Self, RestoreError> {
+        let inventory: InventoryEntry = get_record(source, Kind::Inventory, names::INVENTORY)?;
+        if inventory.img_version != 2 {
+            return Err(content(
+                names::INVENTORY,
+                format!(
+                    "image version {} is not read, only 2",
+                    inventory.img_version
+                ),
+            ));
+        }
+        let own: RcrInventory = get_record(source, Kind::RcrTasks, ext::INVENTORY)?;
+        if own.version != ext::VERSION {
+            return Err(content(
+                ext::INVENTORY,
+                format!("version {} is not read, only {}", own.version, ext::VERSION),
+            ));
+        }
+        let tree: Vec<PstreeEntry> = get_records(source, Kind::Pstree, names::PSTREE)?;
+        let mut processes: Vec<ProcessImage> = Vec::new();
+        for e in tree {
+            let p = load_process(source, &e)?;
+            if p.pid <= 1 || processes.iter().any(|q| q.pid == p.pid) {
+                return Err(content(
+                    names::PSTREE,
+                    format!("bad or double pid {}", p.pid),
+                ));
+            }
+            processes.push(p);
+        }
+        if processes.iter().all(|p| p.live.is_none()) {
+            return Err(content(names::PSTREE, "no living process".into()));
+        }
+        Ok(Self {
+            processes,
+            inventory: own,
+            host_ids: inventory.root_ids.unwrap_or_default(),
+            seccomp: get_record(source, Kind::Seccomp, names::SECCOMP)?,
+        })
+    }
+
+    /// The processes that live.
+    pub fn live(&self) -> impl Iterator<Item = (&ProcessImage, &LiveImage)> {
+        self.processes
+            .iter()
+            .filter_map(|p| Some((p, p.live.as_ref()?)))
+    }
+
+    /// Whether a pid is one of the dump's processes.
+    pub fn has(&self, pid: i32) -> bool {
+        self.processes.iter().any(|p| p.pid == pid)
+    }
+
+    /// What the restored processes' time namespace must add to the clocks.
+    pub fn offsets(&self) -> std::io::Result<clock::Offsets> {
+        let boot_id = crate::dump::boot_id()?;
+        Ok(clock::wanted(
+            &self.inventory,
+            &boot_id,
+            clock::Clocks::now(),
+        ))
+    }
+}
+
+fn content(name: &str, what: String) -> RestoreError {
+    ImageError::Content {
+        name: name.to_owned(),
+        what,
+    }
+    .into()
+}
+
+fn load_process(source: &dyn ImageSource, e: &PstreeEntry) -> Result<ProcessImage, RestoreError> {
+    let number = |v: u32| i32::try_from(v).map_err(|_| content(names::PSTREE, format!("pid {v}")));
+    let pid = number(e.pid)?;
+    let core: CoreEntry = get_record(source, Kind::Core, &names::core(pid))?;
+    let ext: RcrTask = get_record(source, Kind::RcrTasks, &ext::task_image(pid))?;
+    let live = match ext.zombie {
+        true => None,
+        false => Some(load_live(source, e, pid, core)?),
+    };
+    let (ppid, pgid, sid) = (number(e.ppid)?, number(e.pgid)?, number(e.sid)?);
+    Ok(ProcessImage {
+        pid,
+        ppid,
+        pgid,
+        sid,
+        ext,
+        live,
+    })
+}
+
+fn load_live(
+    source: &dyn ImageSource,
+    e: &PstreeEntry,
+    pid: i32,
+    core: CoreEntry,
+) -> Result<LiveImage, RestoreError> {
+    let lacks = |tid, what: &str| content(&names::core(tid), format!("has no {what}"));
+    let mut core = Some(core);
+    let mut tc = None;
+    let mut threads = Vec::new();
+    for &tid in &e.threads {
+        let tid = tid as i32;
+        let c = match core.take() {
+            Some(c) if tid == pid => c,
+            _ => get_record(source, Kind::Core, &names::core(tid))?,
+        };
+        if tid == pid {
+            tc = c.tc;
+        }
+        let ext: RcrThread = get_record(source, Kind::RcrTasks, &ext::thread_image(tid))?;
+        threads.push(ThreadImage {
+            tid,
+            info: c.thread_info.ok_or_else(|| lacks(tid, "registers"))?,
+            core: c.thread_core.ok_or_else(|| lacks(tid, "thread state"))?,
+            ext,
+        });
+    }
+    if threads.first().map(|t| t.tid) != Some(pid) {
+        return Err(content(
+            names::PSTREE,
+            format!("process {pid} does not list its leader first"),
+        ));
+    }
+    let ids: TaskKobjIdsEntry = get_record(source, Kind::Ids, &names::ids(pid))?;
+    let fdinfo = get_records(source, Kind::Fdinfo, &names::fdinfo(ids.files_id))?;
+    Ok(LiveImage {
+        tc: tc.ok_or_else(|| lacks(pid, "process state"))?,
+        mm: get_record(source, Kind::Mm, &names::mm(pid))?,
+        fs: get_record(source, Kind::Fs, &names::fs(pid))?,
+        ids,
+        fdinfo,
+        threads,
+    })
+}

@@ -1,0 +1,202 @@
+//! Restore: images into a tree of stopped processes, which then go on at once.
+//!
+//! ```text
+//! images ─► namespaces, clocks ─► births (pids, sessions, groups) ─► each process:
+//!   memory swapped, pages, files, limits, ids ─► threads ─► seccomp, capabilities
+//! ─► Restored ─► resume
+//! ```
+//! The calling process must have a single thread: the processes start as forks
+//! of it. After failure nothing that was made is left. Until
+//! [`Restored::resume`] no instruction of the restored programs has run.
+
+mod births;
+mod fds;
+mod images;
+mod memory;
+mod process;
+mod threads;
+mod worlds;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::marker::PhantomData;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use crate::arch;
+use crate::content::{self, ContentError};
+use crate::dump::CARRIED;
+use crate::file::{FileBuilder, FileError};
+use crate::image::{ImageError, ImageSource};
+use crate::memory::MemoryError;
+use crate::namespace::{self, NamespaceError};
+use crate::remote::{Arena, RemoteError, Tracee};
+use crate::sys::SysError;
+use crate::sys::process::tgkill;
+use crate::sys::ptrace;
+use crate::task::registers;
+
+use images::Images;
+
+/// How a restore is made.
+#[derive(Debug, Default)]
+pub struct RestoreOptions {
+    /// Make the roots of the tree children of the caller's own parent.
+    pub sibling: bool,
+    /// Where cgroup2 is mounted, to put every process where it was; the
+    /// directories must exist. `None`: they stay in the caller's cgroup.
+    pub cgroup_mount: Option<PathBuf>,
+    /// Regular file that takes what is written to connections with the
+    /// journal, until they are made anew.
+    pub journal_interim: Option<PathBuf>,
+}
+
+/// Why a restore failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A pid is taken by somebody else.
+    #[error("pid {pid} is taken by {comm}")]
+    PidTaken {
+        /// The pid.
+        pid: i32,
+        /// Who has it.
+        comm: String,
+    },
+    /// Process groups or sessions cannot be made as they were.
+    #[error("process {pid}: {what}")]
+    Tree {
+        /// The process.
+        pid: i32,
+        /// What does not fit.
+        what: String,
+    },
+    /// A thread got another id than wanted, again and again.
+    #[error("thread id {tid} could not be had: other programs start too many processes")]
+    Tid {
+        /// The id.
+        tid: i32,
+    },
+    /// A file could not be read or written.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// An image is missing or wrong.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A file could not be made again.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Memory could not be made again.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A namespace could not be made again.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// Files in RAM could not be made again.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// A remote program failed.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A system call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+}
+
+impl RestoreError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// A restored tree, every thread stopped. Dropping it kills the tree.
+#[derive(Debug)]
+pub struct Restored {
+    images: Images,
+    /// For each process: our mapping in it and the instruction to leave with.
+    ways_out: BTreeMap<i32, (Arena, u64)>,
+    made: births::Made,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Restored {
+    /// All process ids, parents before children.
+    pub fn pids(&self) -> Vec<i32> {
+        self.images.processes.iter().map(|p| p.pid).collect()
+    }
+
+    /// Gives every thread its registers and lets all go.
+    pub fn resume(mut self) -> Result<(), RestoreError> {
+        for (p, live) in self.images.live() {
+            let (arena, insn) = self.ways_out[&p.pid];
+            Tracee { tid: p.pid }.unmap_arena(insn, arena)?;
+            for t in &live.threads {
+                ptrace::set_xstate(t.tid, &t.ext.xstate)?;
+                let regs = registers::load(&t.info.gpregs);
+                ptrace::set_regs(t.tid, &arch::restart_syscall(&regs))?;
+                ptrace::set_sigmask(t.tid, t.core.blk_sigset.unwrap_or(live.tc.blk_sigset))?;
+            }
+        }
+        for (p, live) in self.images.live() {
+            if p.ext.stop_signal != 0 {
+                tgkill(p.pid, p.pid, libc::SIGSTOP)?;
+            }
+            for t in &live.threads {
+                ptrace::detach(t.tid, 0)?;
+            }
+        }
+        self.made.release();
+        Ok(())
+    }
+}
+
+/// Makes the tree of a dump again, stopped.
+pub fn restore(
+    source: &dyn ImageSource,
+    options: &RestoreOptions,
+) -> Result<Restored, RestoreError> {
+    let images = Images::load(source)?;
+    let missing = namespace::prepare_host(source)?;
+    for (place, reason) in &missing {
+        tracing::warn!("{}: not mounted: {reason}", place.display());
+    }
+    let root = File::open("/").map_err(RestoreError::io("open /"))?;
+    if source
+        .names()
+        .iter()
+        .any(|n| *n == content::list_name(CARRIED))
+    {
+        content::restore_paths(root.as_fd(), source, CARRIED)?;
+    }
+    let worlds = worlds::Worlds::build(source, &images)?;
+    worlds.enter_clocks(&images)?;
+    let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
+    let mut files = FileBuilder::new(source, &env)?;
+    let mut made = births::Made::default();
+    let ways = births::bear(&images, options, &mut made)?;
+    let mut shared = crate::memory::shmem::Rebuilt::default();
+    let mut ways_out = BTreeMap::new();
+    for (p, live) in images.live() {
+        let birth = &ways[&p.pid];
+        let mut step = process::Step {
+            source,
+            images: &images,
+            worlds: &worlds,
+            files: &mut files,
+            shared: &mut shared,
+        };
+        let insn = step.process(p, live, birth)?;
+        ways_out.insert(p.pid, (birth.arena, insn));
+    }
+    Ok(Restored {
+        images,
+        ways_out,
+        made,
+        _not_send: PhantomData,
+    })
+}

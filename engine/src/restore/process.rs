@@ -1,0 +1,224 @@
+//! One process, from newborn to complete.
+
+use std::os::fd::AsRawFd;
+
+use super::RestoreError;
+use super::births::Birth;
+use super::images::{Images, LiveImage, ProcessImage};
+use super::worlds::{Worlds, join, take};
+use crate::file::FileBuilder;
+use crate::image::ImageSource;
+use crate::memory::shmem::Rebuilt;
+use crate::remote::{OpId, Program, Tracee};
+use crate::task::{creds, limits, sched, signals, timers};
+
+const PR_SET_DUMPABLE: i32 = 4;
+const PR_SET_CHILD_SUBREAPER: i32 = 36;
+const PR_SET_THP_DISABLE: i32 = 41;
+/// Where our pidfd sits in a process's table while descriptors are placed: a
+/// number no descriptor of the process has.
+fn spare_number(live: &LiveImage) -> i32 {
+    live.fdinfo
+        .iter()
+        .map(|e| e.fd as i32 + 1)
+        .max()
+        .unwrap_or(0)
+}
+
+/// What the making of one process needs.
+pub struct Step<'a, 'f> {
+    pub source: &'a dyn ImageSource,
+    pub images: &'a Images,
+    pub worlds: &'a Worlds,
+    pub files: &'a mut FileBuilder<'f>,
+    pub shared: &'a mut Rebuilt,
+}
+
+impl Step<'_, '_> {
+    /// Makes the process complete; it stays stopped. Returns the address of a
+    /// `syscall` instruction to leave it with.
+    pub fn process(
+        &mut self,
+        p: &ProcessImage,
+        live: &LiveImage,
+        birth: &Birth,
+    ) -> Result<u64, RestoreError> {
+        let tracee = Tracee { tid: p.pid };
+        self.zombies_of(p, birth)?;
+        let insn = self.memory(p, live, birth)?;
+
+        let mut prog = Program::new();
+        let pidfd = self.start(&mut prog);
+        self.worlds.enter(&mut prog, pidfd, &live.ids);
+        self.directories(&mut prog, pidfd, live)?;
+        let spare = spare_number(live);
+        let args = [pidfd.into(), spare.into(), libc::O_CLOEXEC.into()];
+        let placed = prog.call(libc::SYS_dup3, "set our pidfd aside", &args);
+        prog.call(libc::SYS_close, "close its old number", &[pidfd.into()]);
+        self.place(&mut prog, placed, spare, &live.fdinfo)?;
+        self.files.late(p.pid, &live.fdinfo, &mut prog)?;
+        self.state(&mut prog, live);
+        creds::restore_ids(&mut prog, leader(live)?);
+        if let Some(user) = self.worlds.user(&live.ids) {
+            let fd = user.ns().as_raw_fd();
+            join(
+                &mut prog,
+                placed,
+                fd,
+                libc::CLONE_NEWUSER,
+                "enter the user namespace",
+            );
+        }
+        prog.call(libc::SYS_close, "close our pidfd", &[spare.into()]);
+        tracee.run(birth.arena, &prog)?;
+
+        self.threads(p, live, birth)?;
+        let mut prog = Program::new();
+        self.files.last(p.pid, &live.fdinfo, &mut prog);
+        if let Some(queue) = &live.tc.signals_s {
+            signals::restore_queue(&mut prog, p.pid, None, queue);
+        }
+        if let Some(t) = &live.tc.timers {
+            timers::restore_interval(&mut prog, t);
+        }
+        // 2 (readable by root alone) is what the change of ids has left.
+        if let Some(d @ (0 | 1)) = live.mm.dumpable {
+            set(&mut prog, "set dumpable", PR_SET_DUMPABLE, d);
+        }
+        tracee.run(birth.arena, &prog)?;
+        self.from_outside(p, live)?;
+        Ok(insn)
+    }
+
+    /// Empties the descriptor table and opens a pidfd of ours in it.
+    pub(super) fn start(&self, p: &mut Program) -> OpId {
+        let all = u64::from(u32::MAX);
+        p.call(
+            libc::SYS_close_range,
+            "close everything",
+            &[0.into(), all.into(), 0.into()],
+        );
+        let me = std::process::id() as i32;
+        p.call(
+            libc::SYS_pidfd_open,
+            "open a pidfd of the restorer",
+            &[me.into(), 0.into()],
+        )
+    }
+
+    /// Root, working directory, umask.
+    fn directories(
+        &mut self,
+        p: &mut Program,
+        pidfd: OpId,
+        live: &LiveImage,
+    ) -> Result<(), RestoreError> {
+        let dot = p.cstr(b".");
+        let mut go = |p: &mut Program, id: u32, what: &str| -> Result<(), RestoreError> {
+            let fd = self.files.open(id)?.as_raw_fd();
+            let op = take(p, pidfd, fd);
+            p.call(libc::SYS_fchdir, what, &[op.into()]);
+            p.call(libc::SYS_close, "close the directory", &[op.into()]);
+            Ok(())
+        };
+        go(p, live.fs.root_id, "go to the root directory")?;
+        p.call(libc::SYS_chroot, "make it the root", &[dot.into()]);
+        go(p, live.fs.cwd_id, "go to the working directory")?;
+        let umask = u64::from(live.fs.umask.unwrap_or(0o022));
+        p.call(libc::SYS_umask, "set umask", &[umask.into()]);
+        Ok(())
+    }
+
+    /// What a process has once, while it is still root.
+    fn state(&self, p: &mut Program, live: &LiveImage) {
+        let tc = &live.tc;
+        p.call(
+            libc::SYS_personality,
+            "set personality",
+            &[u64::from(tc.personality).into()],
+        );
+        signals::restore_actions(p, &tc.sigactions);
+        if let Some(t) = &tc.timers {
+            timers::restore_posix(p, &t.posix, kernel_gives_timer_ids());
+        }
+        set(
+            p,
+            "set child subreaper",
+            PR_SET_CHILD_SUBREAPER,
+            tc.child_subreaper == Some(true),
+        );
+        set(
+            p,
+            "set THP disable",
+            PR_SET_THP_DISABLE,
+            live.mm.thp_disabled == Some(true),
+        );
+        let mask = tc.membarrier_registration_mask.unwrap_or(0);
+        for bit in (0..31).map(|b| 1 << b).filter(|b| mask & b != 0) {
+            let args = [u64::from(bit).into(), 0.into(), 0.into()];
+            p.call(libc::SYS_membarrier, "register for membarrier", &args);
+        }
+        if let Some(l) = &tc.rlimits {
+            limits::restore(p, l);
+        }
+    }
+
+    /// What can be set without the process's help.
+    fn from_outside(&self, p: &ProcessImage, live: &LiveImage) -> Result<(), RestoreError> {
+        for t in &live.threads {
+            sched::restore(t.tid, &t.core, &t.ext)
+                .map_err(RestoreError::io(format!("scheduling of thread {}", t.tid)))?;
+        }
+        let write = |file: &str, value: String| {
+            let path = format!("/proc/{}/{file}", p.pid);
+            match std::fs::read_to_string(&path) {
+                Ok(now) if now.trim() == value => Ok(()),
+                _ => std::fs::write(&path, value).map_err(RestoreError::io(path)),
+            }
+        };
+        if let Some(v) = live.tc.oom_score_adj {
+            write("oom_score_adj", v.to_string())?;
+        }
+        if let Some(v) = p.ext.coredump_filter {
+            write("coredump_filter", format!("{v:08x}"))
+                .or_else(|_| write("coredump_filter", format!("{v:#x}")))?;
+        }
+        Ok(())
+    }
+
+    /// Children of this process that had ended end again.
+    fn zombies_of(&mut self, p: &ProcessImage, birth: &Birth) -> Result<(), RestoreError> {
+        let zombies = |q: &&ProcessImage| q.live.is_none() && q.ppid == p.pid;
+        for z in self.images.processes.iter().filter(zombies) {
+            super::threads::end_again(z.pid, z.ext.exit_status, birth)?;
+        }
+        Ok(())
+    }
+}
+
+fn leader(live: &LiveImage) -> Result<&crate::image::schema::CredsEntry, RestoreError> {
+    let t = &live.threads[0];
+    t.core.creds.as_ref().ok_or_else(|| RestoreError::Tree {
+        pid: t.tid,
+        what: "the images hold no credentials".into(),
+    })
+}
+
+fn set(p: &mut Program, what: &str, option: i32, value: impl Into<i32>) {
+    let args = [
+        option.into(),
+        value.into().into(),
+        0.into(),
+        0.into(),
+        0.into(),
+    ];
+    p.call(libc::SYS_prctl, what, &args);
+}
+
+/// `PR_TIMER_CREATE_RESTORE_IDS` exists from Linux 6.15.
+fn kernel_gives_timer_ids() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    const GET: i32 = 2;
+    // SAFETY: numbers only; the GET form changes nothing.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}

@@ -1,0 +1,178 @@
+//! What surrounds the processes: namespaces and clocks.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use super::RestoreError;
+use super::images::Images;
+use crate::clock;
+use crate::file::RestoreEnv;
+use crate::image::ImageSource;
+use crate::image::schema::TaskKobjIdsEntry;
+use crate::namespace::{self, HostEnv, MountNamespace, UserNamespace, UtsNamespace};
+use crate::remote::{OpId, Program};
+
+/// Namespaces made again, by their numbers in the images.
+#[derive(Debug)]
+pub struct Worlds {
+    host: TaskKobjIdsEntry,
+    mounts: BTreeMap<u32, MountNamespace>,
+    uts: BTreeMap<u32, UtsNamespace>,
+    users: BTreeMap<u32, UserNamespace>,
+}
+
+impl Worlds {
+    /// Builds every namespace of the dump that is not the host's.
+    pub fn build(source: &dyn ImageSource, images: &Images) -> Result<Self, RestoreError> {
+        let host = images.host_ids.clone();
+        let mut w = Self {
+            mounts: BTreeMap::new(),
+            uts: BTreeMap::new(),
+            users: BTreeMap::new(),
+            host,
+        };
+        for (_, live) in images.live() {
+            let ids = &live.ids;
+            if let Some(id) = foreign(ids.mnt_ns_id, w.host.mnt_ns_id)
+                && !w.mounts.contains_key(&id)
+            {
+                let env = HostEnv::current()?;
+                w.mounts
+                    .insert(id, namespace::build_mounts(source, id, &env)?);
+            }
+            if let Some(id) = foreign(ids.uts_ns_id, w.host.uts_ns_id)
+                && !w.uts.contains_key(&id)
+            {
+                w.uts.insert(id, namespace::restore_uts(source, id)?);
+            }
+            if let Some(id) = foreign(ids.user_ns_id, w.host.user_ns_id)
+                && !w.users.contains_key(&id)
+            {
+                w.users.insert(id, namespace::build_user(source, id)?);
+            }
+        }
+        Ok(w)
+    }
+
+    /// From here on our children live with the clocks of the dump.
+    pub fn enter_clocks(&self, images: &Images) -> Result<(), RestoreError> {
+        let wanted = images.offsets().map_err(RestoreError::io("clocks"))?;
+        let ours =
+            clock::Offsets::of(std::process::id() as i32).map_err(RestoreError::io("clocks"))?;
+        if wanted != ours {
+            clock::enter_for_children(wanted).map_err(RestoreError::io("time namespace"))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the calls that bring a process into its mount and UTS namespaces.
+    pub fn enter(&self, p: &mut Program, pidfd: OpId, ids: &TaskKobjIdsEntry) {
+        if let Some(ns) =
+            foreign(ids.mnt_ns_id, self.host.mnt_ns_id).and_then(|i| self.mounts.get(&i))
+        {
+            join(
+                p,
+                pidfd,
+                ns.ns().as_raw_fd(),
+                libc::CLONE_NEWNS,
+                "enter the mount namespace",
+            );
+        }
+        if let Some(ns) = foreign(ids.uts_ns_id, self.host.uts_ns_id).and_then(|i| self.uts.get(&i))
+        {
+            join(
+                p,
+                pidfd,
+                ns.ns().as_raw_fd(),
+                libc::CLONE_NEWUTS,
+                "enter the UTS namespace",
+            );
+        }
+    }
+
+    /// The user namespace a process is to be in, unless it is the host's.
+    pub fn user(&self, ids: &TaskKobjIdsEntry) -> Option<&UserNamespace> {
+        foreign(ids.user_ns_id, self.host.user_ns_id).and_then(|i| self.users.get(&i))
+    }
+}
+
+/// Adds the calls that take one of our descriptors and enter its namespace.
+pub fn join(p: &mut Program, pidfd: OpId, fd: i32, kind: i32, what: &str) {
+    let ns = take(p, pidfd, fd);
+    p.call(libc::SYS_setns, what, &[ns.into(), kind.into()]);
+    p.call(libc::SYS_close, "close the namespace", &[ns.into()]);
+}
+
+/// Adds the call that takes one of our descriptors.
+pub fn take(p: &mut Program, pidfd: OpId, fd: i32) -> OpId {
+    let args = [pidfd.into(), fd.into(), 0.into()];
+    p.call(
+        libc::SYS_pidfd_getfd,
+        format!("take our descriptor {fd}"),
+        &args,
+    )
+}
+
+fn foreign(id: Option<u32>, host: Option<u32>) -> Option<u32> {
+    id.filter(|_| id != host)
+}
+
+/// What files need to know of the place where they come back.
+pub struct Env<'a> {
+    worlds: &'a Worlds,
+    root: File,
+    journal_interim: Option<&'a Path>,
+    away: Duration,
+}
+
+impl<'a> Env<'a> {
+    /// `journal_interim` is the file that stands in for journal connections.
+    pub fn new(
+        worlds: &'a Worlds,
+        images: &Images,
+        journal_interim: Option<&'a Path>,
+    ) -> Result<Self, RestoreError> {
+        let now = clock::Clocks::now().realtime;
+        let away = (now - images.inventory.realtime_ns).max(0) as u64;
+        Ok(Self {
+            worlds,
+            root: File::open("/").map_err(RestoreError::io("open /"))?,
+            journal_interim,
+            away: Duration::from_nanos(away),
+        })
+    }
+}
+
+impl RestoreEnv for Env<'_> {
+    fn root_dir(&self, mnt_ns: u32) -> io::Result<BorrowedFd<'_>> {
+        if mnt_ns == 0 {
+            return Ok(self.root.as_fd());
+        }
+        let ns = self.worlds.mounts.get(&mnt_ns);
+        Ok(ns
+            .ok_or_else(|| io::Error::other(format!("no mount namespace {mnt_ns}")))?
+            .root())
+    }
+
+    fn journal_interim(&self, _id: u32) -> io::Result<OwnedFd> {
+        let path = self.journal_interim.ok_or_else(|| {
+            io::Error::other(
+                "a connection to the journal is in the images, and no file to stand in",
+            )
+        })?;
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)?;
+        Ok(file.into())
+    }
+
+    fn away(&self) -> Duration {
+        self.away
+    }
+}

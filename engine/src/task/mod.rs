@@ -1,0 +1,15 @@
+//! What the kernel keeps for a process and for each of its threads.
+//!
+//! Every file saves one kind of state and restores it: the saving half takes
+//! what stands outside (`/proc`, ptrace) or adds queries to a remote program;
+//! the restoring half adds calls to one.
+
+pub mod creds;
+pub mod limits;
+pub mod registers;
+pub mod sched;
+pub mod seccomp;
+pub mod settle;
+pub mod signals;
+pub mod status;
+pub mod timers;
