@@ -100,10 +100,22 @@ pub(crate) fn build(
         for kept in [at::EFI_SYSTAB, at::EFI_SYSTAB_HI] {
             page[kept.clone()].copy_from_slice(&machine.boot_params[kept]);
         }
-        put_u32(&mut page, at::EFI_DESCRIPTOR_LEN, u64::from(efi::DESCRIPTOR_LEN));
-        put_u32(&mut page, at::EFI_DESCRIPTOR_VERSION, u64::from(efi::DESCRIPTOR_VERSION));
+        put_u32(
+            &mut page,
+            at::EFI_DESCRIPTOR_LEN,
+            u64::from(efi::DESCRIPTOR_LEN),
+        );
+        put_u32(
+            &mut page,
+            at::EFI_DESCRIPTOR_VERSION,
+            u64::from(efi::DESCRIPTOR_VERSION),
+        );
         put_split(&mut page, at::EFI_MAP, at::EFI_MAP_HI, to.efi_map.start);
-        put_u32(&mut page, at::EFI_MAP_LEN, to.efi_map.end - to.efi_map.start);
+        put_u32(
+            &mut page,
+            at::EFI_MAP_LEN,
+            to.efi_map.end - to.efi_map.start,
+        );
         if page[at::ACPI_RSDP..at::ACPI_RSDP + 8] == [0; 8] {
             page[at::ACPI_RSDP..at::ACPI_RSDP + 8].copy_from_slice(&facts.acpi_rsdp.to_le_bytes());
         }
@@ -162,11 +174,17 @@ mod tests {
     fn efi_is_passed_on() {
         let mut machine = machine();
         machine.boot_params[0x1c4..0x1c8].copy_from_slice(&[1, 2, 3, 4]);
-        machine.efi = Some(Efi { acpi_rsdp: 0x77, ..Efi::default() });
+        machine.efi = Some(Efi {
+            acpi_rsdp: 0x77,
+            ..Efi::default()
+        });
         let kernel = BzImage::parse(kernel()).unwrap();
         let page = build(&machine, &kernel, &machine.memory_map, &to());
         assert_eq!(&page[0x1c0..0x1c8], b"EL64\x01\x02\x03\x04");
-        assert_eq!((page[0x1c8], page[0x1cc], page[0x1d1], page[0x1d4]), (40, 1, 0x90, 0x50));
+        assert_eq!(
+            (page[0x1c8], page[0x1cc], page[0x1d1], page[0x1d4]),
+            (40, 1, 0x90, 0x50)
+        );
         assert_eq!(page[0x70], 0x77);
     }
 
@@ -175,7 +193,10 @@ mod tests {
         let machine = machine();
         let kernel = BzImage::parse(kernel()).unwrap();
         let map: Vec<Entry> = (0..300u64)
-            .map(|n| Entry { range: n * 0x2000..n * 0x2000 + 0x1000, kind: Kind::Ram })
+            .map(|n| Entry {
+                range: n * 0x2000..n * 0x2000 + 0x1000,
+                kind: Kind::Ram,
+            })
             .collect();
         let page = build(&machine, &kernel, &map, &to());
         assert_eq!(page[0x1e8], 128);

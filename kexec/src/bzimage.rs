@@ -66,7 +66,9 @@ pub enum ImageError {
         hint: &'static str,
     },
     /// The boot protocol is older than what we need.
-    #[error("the kernel speaks boot protocol {major}.{minor:02}; 2.12 (Linux 3.8) or later is needed")]
+    #[error(
+        "the kernel speaks boot protocol {major}.{minor:02}; 2.12 (Linux 3.8) or later is needed"
+    )]
     TooOld {
         /// Major number.
         major: u8,
@@ -97,15 +99,24 @@ impl BzImage {
     /// Every [`ImageError`].
     pub fn read(path: &Path) -> Result<BzImage, ImageError> {
         let read = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => ImageError::NotFound { path: path.to_owned() },
-            _ => ImageError::Read { path: path.to_owned(), source },
+            io::ErrorKind::NotFound => ImageError::NotFound {
+                path: path.to_owned(),
+            },
+            _ => ImageError::Read {
+                path: path.to_owned(),
+                source,
+            },
         };
         let meta = fs::metadata(path).map_err(read)?;
         if !meta.is_file() {
-            return Err(ImageError::NotBzImage { hint: "it is not a file" });
+            return Err(ImageError::NotBzImage {
+                hint: "it is not a file",
+            });
         }
         if meta.len() > FILE_LEN_MAX {
-            return Err(ImageError::NotBzImage { hint: "it is too large for a kernel" });
+            return Err(ImageError::NotBzImage {
+                hint: "it is too large for a kernel",
+            });
         }
         BzImage::parse(fs::read(path).map_err(read)?)
     }
@@ -135,17 +146,27 @@ impl BzImage {
         };
         let payload_at = (sectors + 1) * SECTOR;
         if bytes.len() <= payload_at + ENTRY_64 as usize {
-            return Err(ImageError::Truncated { what: "no kernel follows the setup sectors" });
+            return Err(ImageError::Truncated {
+                what: "no kernel follows the setup sectors",
+            });
         }
-        let mut image = BzImage { bytes, release: String::new(), payload_at };
+        let mut image = BzImage {
+            bytes,
+            release: String::new(),
+            payload_at,
+        };
         if !image.alignment().is_power_of_two() || image.alignment() > 1 << 30 {
-            return Err(ImageError::Damaged { what: "kernel_alignment" });
+            return Err(ImageError::Damaged {
+                what: "kernel_alignment",
+            });
         }
         if image.init_size() < image.payload().len() as u64 {
             return Err(ImageError::Damaged { what: "init_size" });
         }
         if image.pref_address() >= 1 << 46 {
-            return Err(ImageError::Damaged { what: "pref_address" });
+            return Err(ImageError::Damaged {
+                what: "pref_address",
+            });
         }
         image.release = image.find_release()?;
         Ok(image)
@@ -200,14 +221,23 @@ impl BzImage {
     }
 
     fn u32(&self, at: usize) -> u32 {
-        u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes were sliced"))
+        u32::from_le_bytes(
+            self.bytes[at..at + 4]
+                .try_into()
+                .expect("four bytes were sliced"),
+        )
     }
 
     fn find_release(&self) -> Result<String, ImageError> {
-        let damaged = ImageError::Damaged { what: "kernel_version" };
+        let damaged = ImageError::Damaged {
+            what: "kernel_version",
+        };
         let at = usize::from(u16_at(&self.bytes, header::KERNEL_VERSION)) + SETUP_START;
         let text = self.bytes[..self.payload_at].get(at..).unwrap_or_default();
-        let release = text.split(|b| matches!(b, 0 | b' ')).next().unwrap_or_default();
+        let release = text
+            .split(|b| matches!(b, 0 | b' '))
+            .next()
+            .unwrap_or_default();
         // It becomes part of file names.
         if at == SETUP_START || release.is_empty() || !release.iter().all(u8::is_ascii_graphic) {
             return Err(damaged);
@@ -272,17 +302,35 @@ pub(crate) mod tests {
             bytes[at] = byte;
             BzImage::parse(bytes).unwrap_err()
         };
-        assert!(matches!(with(header::MAGIC, 0), ImageError::NotBzImage { .. }));
-        assert!(matches!(with(header::VERSION, 8), ImageError::TooOld { major: 2, minor: 8 }));
+        assert!(matches!(
+            with(header::MAGIC, 0),
+            ImageError::NotBzImage { .. }
+        ));
+        assert!(matches!(
+            with(header::VERSION, 8),
+            ImageError::TooOld { major: 2, minor: 8 }
+        ));
         assert!(matches!(with(header::XLOADFLAGS, 2), ImageError::Not64Bit));
-        assert!(matches!(with(header::SETUP_SECTS, 200), ImageError::Truncated { .. }));
-        assert!(matches!(with(header::KERNEL_ALIGNMENT, 3), ImageError::Damaged { .. }));
-        assert!(matches!(with(header::KERNEL_VERSION, 0), ImageError::Damaged { .. }));
+        assert!(matches!(
+            with(header::SETUP_SECTS, 200),
+            ImageError::Truncated { .. }
+        ));
+        assert!(matches!(
+            with(header::KERNEL_ALIGNMENT, 3),
+            ImageError::Damaged { .. }
+        ));
+        assert!(matches!(
+            with(header::KERNEL_VERSION, 0),
+            ImageError::Damaged { .. }
+        ));
         let elf = BzImage::parse(b"\x7fELF".to_vec()).unwrap_err();
         assert!(elf.to_string().contains("vmlinuz"));
         let missing = BzImage::read(Path::new("/nonexistent/vmlinuz")).unwrap_err();
         assert!(matches!(missing, ImageError::NotFound { .. }));
-        assert!(matches!(BzImage::read(Path::new("/")), Err(ImageError::NotBzImage { .. })));
+        assert!(matches!(
+            BzImage::read(Path::new("/")),
+            Err(ImageError::NotBzImage { .. })
+        ));
     }
 
     proptest! {

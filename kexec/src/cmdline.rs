@@ -20,8 +20,11 @@ impl CommandLine {
     /// loader's `BOOT_IMAGE=` and `initrd=`, our own `rcr.*`, and `init=`, which is
     /// kept aside (see [`CommandLine::admin_init`]).
     pub fn reuse(text: &str) -> CommandLine {
-        let mut line =
-            CommandLine { kernel: Vec::new(), init_arguments: Vec::new(), admin_init: None };
+        let mut line = CommandLine {
+            kernel: Vec::new(),
+            init_arguments: Vec::new(),
+            admin_init: None,
+        };
         let mut arguments = split(text).into_iter();
         for argument in arguments.by_ref() {
             if argument == "--" {
@@ -77,7 +80,9 @@ impl CommandLine {
 /// The administrator's init that a hand-over's command line remembers, for the
 /// program that takes its place.
 pub fn remembered_init(text: &str) -> Option<String> {
-    split(text).into_iter().find_map(|a| a.strip_prefix(ADMIN_INIT).map(str::to_owned))
+    split(text)
+        .into_iter()
+        .find_map(|a| a.strip_prefix(ADMIN_INIT).map(str::to_owned))
 }
 
 /// The arguments as the kernel splits them: by blanks outside double quotes.
@@ -132,7 +137,10 @@ mod tests {
         let again = CommandLine::reuse(&text);
         assert_eq!(again.admin_init(), Some("/sbin/other"));
         assert_eq!(again.to_text(Some("/run/rcr/boot/init")), text);
-        assert_eq!(again.to_text(None), "ro dyndbg=\"file x +p\" init=/sbin/other -- single");
+        assert_eq!(
+            again.to_text(None),
+            "ro dyndbg=\"file x +p\" init=/sbin/other -- single"
+        );
     }
 
     proptest! {

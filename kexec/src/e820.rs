@@ -96,7 +96,10 @@ pub(crate) fn convert(map: &[Entry], ranges: &[Range<u64>], from: Kind, to: Kind
 
 /// The ranges of one kind.
 pub(crate) fn of_kind(map: &[Entry], kind: Kind) -> Vec<Range<u64>> {
-    map.iter().filter(|entry| entry.kind == kind).map(|entry| entry.range.clone()).collect()
+    map.iter()
+        .filter(|entry| entry.kind == kind)
+        .map(|entry| entry.range.clone())
+        .collect()
 }
 
 /// `ranges` without `holes`, ascending if `ranges` do.
@@ -143,27 +146,49 @@ mod tests {
     use proptest::prelude::*;
 
     fn ram(range: Range<u64>) -> Entry {
-        Entry { range, kind: Kind::Ram }
+        Entry {
+            range,
+            kind: Kind::Ram,
+        }
     }
 
     #[test]
     fn ranges_become_soft_reserved_and_ram_again() {
         let map = [
             ram(0..100),
-            Entry { range: 100..200, kind: Kind::Reserved },
+            Entry {
+                range: 100..200,
+                kind: Kind::Reserved,
+            },
             ram(200..1000),
         ];
         let soft = convert(&map, &[300..400, 400..500], Kind::Ram, Kind::SoftReserved);
         assert_eq!(soft.len(), 5);
-        assert_eq!(soft[3], Entry { range: 300..500, kind: Kind::SoftReserved });
-        assert_eq!(convert(&soft, &[300..500], Kind::SoftReserved, Kind::Ram), map);
+        assert_eq!(
+            soft[3],
+            Entry {
+                range: 300..500,
+                kind: Kind::SoftReserved
+            }
+        );
+        assert_eq!(
+            convert(&soft, &[300..500], Kind::SoftReserved, Kind::Ram),
+            map
+        );
         // Only what is RAM can be taken.
-        assert_eq!(convert(&map, &[120..150, 2000..3000], Kind::Ram, Kind::SoftReserved), map);
+        assert_eq!(
+            convert(&map, &[120..150, 2000..3000], Kind::Ram, Kind::SoftReserved),
+            map
+        );
     }
 
     #[test]
     fn entries_lie_in_the_table_as_the_kernel_reads_them() {
-        let bytes = Entry { range: 0x1000..0x3000, kind: Kind::SoftReserved }.encode();
+        let bytes = Entry {
+            range: 0x1000..0x3000,
+            kind: Kind::SoftReserved,
+        }
+        .encode();
         assert_eq!(bytes[..8], 0x1000u64.to_le_bytes());
         assert_eq!(bytes[8..16], 0x2000u64.to_le_bytes());
         assert_eq!(bytes[16..], [0xff, 0xff, 0xff, 0xef]);

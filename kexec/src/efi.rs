@@ -130,18 +130,33 @@ mod tests {
             tables: 3,
             smbios: 4,
             acpi_rsdp: 5,
-            runtime_map: vec![RuntimeRange { kind: 6, phys: 7, virt: 8, pages: 9, attribute: 10 }],
+            runtime_map: vec![RuntimeRange {
+                kind: 6,
+                phys: 7,
+                virt: 8,
+                pages: 9,
+                attribute: 10,
+            }],
         };
         let data = efi.setup_data();
-        assert_eq!((data.len(), data[0], data[8], data[16], data[24]), (96, 1, 2, 3, 4));
+        assert_eq!(
+            (data.len(), data[0], data[8], data[16], data[24]),
+            (96, 1, 2, 3, 4)
+        );
         let map = efi.memory_map();
         assert_eq!(map.len(), DESCRIPTOR_LEN as usize);
-        assert_eq!((map[0], map[8], map[16], map[24], map[32]), (6, 7, 8, 9, 10));
+        assert_eq!(
+            (map[0], map[8], map[16], map[24], map[32]),
+            (6, 7, 8, 9, 10)
+        );
     }
 
     #[test]
     fn the_system_table_names_acpi() {
-        assert_eq!(systab_value("ACPI20=0x7fb7e014\nACPI=0x1\n", "ACPI20="), Some(0x7fb7_e014));
+        assert_eq!(
+            systab_value("ACPI20=0x7fb7e014\nACPI=0x1\n", "ACPI20="),
+            Some(0x7fb7_e014)
+        );
         assert_eq!(systab_value("ACPI=0x1\n", "ACPI20="), None);
     }
 }

@@ -8,6 +8,9 @@
 //! The map calls chosen ranges *soft reserved*, so that the next kernel keeps its
 //! hands off them and offers them to user space as dax devices.
 
+// Ranges of addresses are what this crate is about: a list of one is meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod boot_params;
 mod bzimage;
 pub mod cmdline;

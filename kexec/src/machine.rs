@@ -68,12 +68,17 @@ impl Machine {
         let path = root.join("sys/kernel/boot_params/data");
         let boot_params = fs::read(&path).map_err(read_failed(&path))?;
         if boot_params.len() != BOOT_PARAMS_LEN {
-            return Err(MachineError::Unparsable { path, what: "it is not 4096 bytes long" });
+            return Err(MachineError::Unparsable {
+                path,
+                what: "it is not 4096 bytes long",
+            });
         }
         let path = root.join("proc/iomem");
         let iomem = read_text(&path)?;
-        let crash_kernel = parse_crash_kernel(&iomem)
-            .ok_or(MachineError::Unparsable { path, what: "a line is no range" })?;
+        let crash_kernel = parse_crash_kernel(&iomem).ok_or(MachineError::Unparsable {
+            path,
+            what: "a line is no range",
+        })?;
         let mut memory_map = Vec::new();
         let dir = root.join(MEMMAP_DIR);
         for entry in fs::read_dir(&dir).map_err(read_failed(&dir))? {
@@ -85,14 +90,26 @@ impl Machine {
                 let what = "an entry ends before it starts";
                 return Err(MachineError::Unparsable { path: entry, what });
             }
-            memory_map.push(Entry { range: start..last.saturating_add(1), kind });
+            memory_map.push(Entry {
+                range: start..last.saturating_add(1),
+                kind,
+            });
         }
         memory_map.sort_by_key(|entry| entry.range.start);
         if !memory_map.iter().any(|entry| entry.kind == Kind::Ram) {
-            return Err(MachineError::Unparsable { path: dir, what: "it names no RAM" });
+            return Err(MachineError::Unparsable {
+                path: dir,
+                what: "it names no RAM",
+            });
         }
         let efi = Efi::gather_below(root)?;
-        Ok(Machine { boot_params, memory_map, crash_kernel, efi, rng_seed })
+        Ok(Machine {
+            boot_params,
+            memory_map,
+            crash_kernel,
+            efi,
+            rng_seed,
+        })
     }
 }
 
@@ -157,7 +174,10 @@ pub(crate) mod tests {
     fn the_crash_kernels_memory_is_found() {
         let iomem = "00000000-00000fff : Reserved\n00100000-7fffffff : System RAM\n  \
                      04000000-0fffffff : Crash kernel\n  10000000-10ffffff : Kernel code\n";
-        assert_eq!(parse_crash_kernel(iomem).unwrap(), [0x0400_0000..0x1000_0000]);
+        assert_eq!(
+            parse_crash_kernel(iomem).unwrap(),
+            [0x0400_0000..0x1000_0000]
+        );
         assert!(parse_crash_kernel("x-y : Crash kernel\n").is_none());
     }
 
@@ -171,18 +191,35 @@ pub(crate) mod tests {
         };
         write("sys/kernel/boot_params/data", &[0; BOOT_PARAMS_LEN]);
         write("proc/iomem", b"");
-        for (n, (start, end, kind)) in
-            [("0x100000", "0x7fffffff", "System RAM"), ("0x0", "0x9fbff", "System RAM")]
-                .iter()
-                .enumerate()
+        for (n, (start, end, kind)) in [
+            ("0x100000", "0x7fffffff", "System RAM"),
+            ("0x0", "0x9fbff", "System RAM"),
+        ]
+        .iter()
+        .enumerate()
         {
-            write(&format!("sys/firmware/memmap/{n}/start"), format!("{start}\n").as_bytes());
-            write(&format!("sys/firmware/memmap/{n}/end"), format!("{end}\n").as_bytes());
-            write(&format!("sys/firmware/memmap/{n}/type"), format!("{kind}\n").as_bytes());
+            write(
+                &format!("sys/firmware/memmap/{n}/start"),
+                format!("{start}\n").as_bytes(),
+            );
+            write(
+                &format!("sys/firmware/memmap/{n}/end"),
+                format!("{end}\n").as_bytes(),
+            );
+            write(
+                &format!("sys/firmware/memmap/{n}/type"),
+                format!("{kind}\n").as_bytes(),
+            );
         }
         let machine = Machine::gather_below(root.path(), [0; 32]).unwrap();
         assert_eq!(machine.memory_map[0].range, 0..0x9_fc00);
-        assert_eq!(machine.memory_map[1], Entry { range: MIB..2048 * MIB, kind: Kind::Ram });
+        assert_eq!(
+            machine.memory_map[1],
+            Entry {
+                range: MIB..2048 * MIB,
+                kind: Kind::Ram
+            }
+        );
         assert!(machine.efi.is_none());
         write("sys/firmware/memmap/0/end", b"0x0\n");
         assert!(Machine::gather_below(root.path(), [0; 32]).is_err());

@@ -65,10 +65,19 @@ mod tests {
 
     #[test]
     fn places_are_aligned_and_taken_once() {
-        let mut free = Free::new(&[0x800..0x9f00, 0x10_0000..0x80_0000], &[0x20_0000..0x30_0000]);
+        let mut free = Free::new(
+            &[0x800..0x9f00, 0x10_0000..0x80_0000],
+            &[0x20_0000..0x30_0000],
+        );
         assert_eq!(free.take_lowest(0x1000, 0x1000, 0..u64::MAX), Some(0x1000));
-        assert_eq!(free.take_lowest(0x10_0000, 0x20_0000, 0..u64::MAX), Some(0x40_0000));
-        assert_eq!(free.take_highest(0x1800, 0x1000, 0..u64::MAX), Some(0x7f_e000));
+        assert_eq!(
+            free.take_lowest(0x10_0000, 0x20_0000, 0..u64::MAX),
+            Some(0x40_0000)
+        );
+        assert_eq!(
+            free.take_highest(0x1800, 0x1000, 0..u64::MAX),
+            Some(0x7f_e000)
+        );
         assert_eq!(free.take_highest(0x1000, 0x1000, 0..0x9000), Some(0x8000));
         assert_eq!(free.take_lowest(0x100_0000, 0x1000, 0..u64::MAX), None);
     }

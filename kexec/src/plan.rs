@@ -107,7 +107,10 @@ impl<'a> Plan<'a> {
         let kernel = request.kernel;
         let len = request.command_line.len();
         if len > kernel.command_line_max() {
-            return Err(PlanError::CommandLineTooLong { len, max: kernel.command_line_max() });
+            return Err(PlanError::CommandLineTooLong {
+                len,
+                max: kernel.command_line_max(),
+            });
         }
         if request.command_line.contains('\0') {
             return Err(PlanError::CommandLineNul);
@@ -135,7 +138,13 @@ impl<'a> Plan<'a> {
                 name: "boot parameters",
                 address: parameters_at,
                 memory_len: parameters.len().next_multiple_of(PAGE),
-                bytes: Cow::Owned(parameters.encode(machine, kernel, kernel_at, &initrd, parameters_at)),
+                bytes: Cow::Owned(parameters.encode(
+                    machine,
+                    kernel,
+                    kernel_at,
+                    &initrd,
+                    parameters_at,
+                )),
             },
         ];
         if !initrd.is_empty() {
@@ -147,13 +156,21 @@ impl<'a> Plan<'a> {
             });
         }
         segments.sort_by_key(|segment| segment.address);
-        Ok(Plan { entry: parameters_at + parameters.trampoline_at() as u64, segments, memory_map })
+        Ok(Plan {
+            entry: parameters_at + parameters.trampoline_at() as u64,
+            segments,
+            memory_map,
+        })
     }
 }
 
 fn next_memory_map(machine: &Machine, request: &Request<'_>) -> Result<Vec<Entry>, PlanError> {
-    let map =
-        e820::convert(&machine.memory_map, request.returned, Kind::SoftReserved, Kind::Ram);
+    let map = e820::convert(
+        &machine.memory_map,
+        request.returned,
+        Kind::SoftReserved,
+        Kind::Ram,
+    );
     let ram = e820::of_kind(&map, Kind::Ram);
     let not_ram = e820::subtract(request.hand_over, &ram);
     if let Some(range) = not_ram.into_iter().next() {
@@ -170,13 +187,24 @@ fn place_kernel(free: &mut Free, kernel: &BzImage) -> Result<u64, PlanError> {
     let len = kernel.init_size().next_multiple_of(PAGE);
     let preferred = kernel.pref_address();
     let place = if kernel.is_relocatable() {
-        let end = if kernel.may_lie_above_4g() { u64::MAX } else { FOUR_GIB };
-        free.take_lowest(len, kernel.alignment().max(PAGE), preferred.max(KERNEL_START)..end)
+        let end = if kernel.may_lie_above_4g() {
+            u64::MAX
+        } else {
+            FOUR_GIB
+        };
+        free.take_lowest(
+            len,
+            kernel.alignment().max(PAGE),
+            preferred.max(KERNEL_START)..end,
+        )
     } else {
         free.take_lowest(len, PAGE, preferred..preferred.saturating_add(len))
             .filter(|at| *at == preferred)
     };
-    place.ok_or(PlanError::NoRoom { name: "kernel", len })
+    place.ok_or(PlanError::NoRoom {
+        name: "kernel",
+        len,
+    })
 }
 
 fn place_initrd(free: &mut Free, kernel: &BzImage, len: u64) -> Result<u64, PlanError> {
@@ -186,7 +214,11 @@ fn place_initrd(free: &mut Free, kernel: &BzImage, len: u64) -> Result<u64, Plan
     if kernel.may_lie_above_4g() {
         return place_below_4g_first("initrd", len, free);
     }
-    free.take_highest(len, PAGE, 0..FOUR_GIB).ok_or(PlanError::NoRoom { name: "initrd", len })
+    free.take_highest(len, PAGE, 0..FOUR_GIB)
+        .ok_or(PlanError::NoRoom {
+            name: "initrd",
+            len,
+        })
 }
 
 fn place_below_4g_first(name: &'static str, len: u64, free: &mut Free) -> Result<u64, PlanError> {
@@ -211,7 +243,10 @@ impl Parameters {
     fn new(machine: &Machine, request: &Request<'_>, memory_map: &[Entry]) -> Parameters {
         let mut chain = Chain::default();
         if memory_map.len() > E820_MAX {
-            let rest = memory_map[E820_MAX..].iter().flat_map(|entry| entry.encode()).collect();
+            let rest = memory_map[E820_MAX..]
+                .iter()
+                .flat_map(|entry| entry.encode())
+                .collect();
             chain.push(setup_data::E820_EXT, rest);
         }
         chain.push(setup_data::RNG_SEED, machine.rng_seed.to_vec());
@@ -226,7 +261,11 @@ impl Parameters {
         Parameters {
             command_line,
             chain,
-            efi_map: machine.efi.as_ref().map(|efi| efi.memory_map()).unwrap_or_default(),
+            efi_map: machine
+                .efi
+                .as_ref()
+                .map(|efi| efi.memory_map())
+                .unwrap_or_default(),
             memory_map: memory_map.to_vec(),
         }
     }

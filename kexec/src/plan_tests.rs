@@ -11,7 +11,14 @@ fn kernel() -> BzImage {
 }
 
 fn request<'a>(kernel: &'a BzImage, initrd: &'a [u8]) -> Request<'a> {
-    Request { kernel, initrd, command_line: "ro", hand_over: &[], returned: &[], blob: None }
+    Request {
+        kernel,
+        initrd,
+        command_line: "ro",
+        hand_over: &[],
+        returned: &[],
+        blob: None,
+    }
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -52,19 +59,26 @@ fn the_kernel_finds_all_that_it_is_given() {
     let base = parameters.address;
     let u64_at = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
     let nodes = follow(page, base, u64_at(0x250));
-    assert_eq!(nodes, [(setup_data::RNG_SEED, vec![5; 32]), (77, b"blob".to_vec())]);
+    assert_eq!(
+        nodes,
+        [(setup_data::RNG_SEED, vec![5; 32]), (77, b"blob".to_vec())]
+    );
     assert_eq!(&page[0x1000..0x1003], b"ro\0");
     let code = &page[(plan.entry - base) as usize..];
     assert_eq!(code[..TRAMPOLINE_LEN], trampoline(base, 16 * MIB + 0x200));
-    let soft = Entry { range: 4224 * MIB..4480 * MIB, kind: Kind::SoftReserved };
+    let soft = Entry {
+        range: 4224 * MIB..4480 * MIB,
+        kind: Kind::SoftReserved,
+    };
     assert!(plan.memory_map.contains(&soft));
 }
 
 #[test]
 fn a_long_map_continues_in_setup_data() {
     let kernel = kernel();
-    let hand_over: Vec<_> =
-        (0..100).map(|n| (4098 + 4 * n) * MIB..(4100 + 4 * n) * MIB).collect();
+    let hand_over: Vec<_> = (0..100)
+        .map(|n| (4098 + 4 * n) * MIB..(4100 + 4 * n) * MIB)
+        .collect();
     let mut request = request(&kernel, b"initrd");
     request.hand_over = &hand_over;
     let plan = Plan::new(&machine(), &request).unwrap();
@@ -97,10 +111,26 @@ fn a_chain_of_upgrades_gives_former_regions_back() {
     ));
     request.returned = &returned;
     let plan = Plan::new(&machine, &request).unwrap();
-    let high: Vec<_> = plan.memory_map.iter().filter(|e| e.range.start >= 4096 * MIB).collect();
+    let high: Vec<_> = plan
+        .memory_map
+        .iter()
+        .filter(|e| e.range.start >= 4096 * MIB)
+        .collect();
     assert_eq!(high.len(), 3);
-    assert_eq!(*high[0], Entry { range: 4096 * MIB..4352 * MIB, kind: Kind::Ram });
-    assert_eq!(*high[1], Entry { range: hand_over[0].clone(), kind: Kind::SoftReserved });
+    assert_eq!(
+        *high[0],
+        Entry {
+            range: 4096 * MIB..4352 * MIB,
+            kind: Kind::Ram
+        }
+    );
+    assert_eq!(
+        *high[1],
+        Entry {
+            range: hand_over[0].clone(),
+            kind: Kind::SoftReserved
+        }
+    );
 }
 
 #[test]
@@ -116,13 +146,25 @@ fn what_cannot_be_planned_is_said() {
     let mut request = request(&kernel, b"");
     request.command_line = &long;
     let error = Plan::new(&machine(), &request).unwrap_err();
-    assert_eq!(error.to_string(), "the command line has 2048 bytes; the kernel takes 2047");
-    assert!(matches!(with(&|r| r.command_line = "a\0b"), Err(PlanError::CommandLineNul)));
+    assert_eq!(
+        error.to_string(),
+        "the command line has 2048 bytes; the kernel takes 2047"
+    );
+    assert!(matches!(
+        with(&|r| r.command_line = "a\0b"),
+        Err(PlanError::CommandLineNul)
+    ));
     let mut small = machine();
     small.memory_map.truncate(4);
     small.memory_map[3].range = MIB..64 * MIB;
-    let request = Request { command_line: "", ..request };
-    assert!(matches!(Plan::new(&small, &request), Err(PlanError::NoRoom { name: "kernel", .. })));
+    let request = Request {
+        command_line: "",
+        ..request
+    };
+    assert!(matches!(
+        Plan::new(&small, &request),
+        Err(PlanError::NoRoom { name: "kernel", .. })
+    ));
 }
 
 proptest! {

@@ -34,7 +34,11 @@ impl Chain {
         for (number, (kind, data)) in self.nodes.iter().enumerate() {
             let start = out.len();
             let end = start + node_len(data);
-            let next = if number + 1 == self.nodes.len() { 0 } else { at + end as u64 };
+            let next = if number + 1 == self.nodes.len() {
+                0
+            } else {
+                at + end as u64
+            };
             out.extend(next.to_le_bytes());
             out.extend(kind.to_le_bytes());
             out.extend((data.len() as u32).to_le_bytes());

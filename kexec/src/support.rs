@@ -29,7 +29,9 @@ pub enum Unsupported {
     #[error("loading a kernel needs root (CAP_SYS_BOOT) outside of containers")]
     NotPermitted,
     /// Memory encryption.
-    #[error("memory is encrypted ({technology}), and handing encrypted memory over is not supported")]
+    #[error(
+        "memory is encrypted ({technology}), and handing encrypted memory over is not supported"
+    )]
     EncryptedMemory {
         /// `SME`, `SEV` or `TDX`.
         technology: &'static str,
@@ -65,9 +67,13 @@ fn check_below(root: &Path) -> Result<(), Unsupported> {
     }
     // The mode in force stands in brackets.
     let lockdown = text("sys/kernel/security/lockdown").unwrap_or_default();
-    let mode = lockdown.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    let mode = lockdown
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'));
     match mode {
-        Some((mode, _)) if mode != "none" => Err(Unsupported::Locked { mode: mode.to_owned() }),
+        Some((mode, _)) if mode != "none" => Err(Unsupported::Locked {
+            mode: mode.to_owned(),
+        }),
         _ => Ok(()),
     }
 }
@@ -84,8 +90,16 @@ impl Cpu {
     fn detect() -> Cpu {
         const HYPERVISOR: u32 = 1 << 31;
         let extended = __cpuid(0x8000_0000).eax;
-        let encryption = if extended >= 0x8000_001f { __cpuid(0x8000_001f).eax } else { 0 };
-        let tdx = if __cpuid(0).eax >= 0x21 { Some(__cpuid(0x21)) } else { None };
+        let encryption = if extended >= 0x8000_001f {
+            __cpuid(0x8000_001f).eax
+        } else {
+            0
+        };
+        let tdx = if __cpuid(0).eax >= 0x21 {
+            Some(__cpuid(0x21))
+        } else {
+            None
+        };
         // "IntelTDX    " in EBX, EDX, ECX.
         let is_tdx = |id: &std::arch::x86_64::CpuidResult| {
             (id.ebx, id.edx, id.ecx) == (0x6574_6e49, 0x5844_546c, 0x2020_2020)
@@ -109,7 +123,11 @@ fn check_encryption(root: &Path, cpu: &Cpu) -> Result<(), Unsupported> {
         return refuse("SEV");
     }
     let cmdline = fs::read_to_string(root.join("proc/cmdline")).unwrap_or_default();
-    if cpu.sme && cmdline.split_whitespace().any(|argument| argument == "mem_encrypt=on") {
+    if cpu.sme
+        && cmdline
+            .split_whitespace()
+            .any(|argument| argument == "mem_encrypt=on")
+    {
         return refuse("SME");
     }
     Ok(())
@@ -131,10 +149,21 @@ mod tests {
         assert_eq!(check(), Err(Unsupported::NotBuilt));
         write("sys/kernel/kexec_loaded", "0\n");
         assert_eq!(check(), Ok(()));
-        write("sys/kernel/security/lockdown", "[none] integrity confidentiality\n");
+        write(
+            "sys/kernel/security/lockdown",
+            "[none] integrity confidentiality\n",
+        );
         assert_eq!(check(), Ok(()));
-        write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n");
-        assert_eq!(check(), Err(Unsupported::Locked { mode: "integrity".into() }));
+        write(
+            "sys/kernel/security/lockdown",
+            "none [integrity] confidentiality\n",
+        );
+        assert_eq!(
+            check(),
+            Err(Unsupported::Locked {
+                mode: "integrity".into()
+            })
+        );
         write("proc/sys/kernel/kexec_load_limit_reboot", "-1\n");
         write("proc/sys/kernel/kexec_load_disabled", "1\n");
         assert_eq!(check(), Err(Unsupported::Disabled));
@@ -144,7 +173,16 @@ mod tests {
     fn encryption_in_use_is_told_from_encryption_at_hand() {
         let root = tempfile::tempdir().unwrap();
         let refused = |hypervisor, sme, sev| {
-            check_encryption(root.path(), &Cpu { hypervisor, sme, sev, tdx_guest: false }).is_err()
+            check_encryption(
+                root.path(),
+                &Cpu {
+                    hypervisor,
+                    sme,
+                    sev,
+                    tdx_guest: false,
+                },
+            )
+            .is_err()
         };
         assert!(!refused(false, true, true));
         assert!(refused(true, false, true));

@@ -43,7 +43,11 @@ pub(crate) fn kexec_load(entry: u64, pieces: &[Piece<'_>]) -> io::Result<()> {
             KEXEC_ARCH_X86_64,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Fills `out` by getrandom(2).
@@ -51,5 +55,9 @@ pub(crate) fn entropy(out: &mut [u8; 32]) -> io::Result<()> {
     // SAFETY: the kernel writes at most `out.len()` bytes to `out`.
     let got = unsafe { libc::getrandom(out.as_mut_ptr().cast(), out.len(), 0) };
     // Requests of up to 256 bytes are never cut short.
-    if got == out.len() as isize { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if got == out.len() as isize {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

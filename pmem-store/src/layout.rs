@@ -1,5 +1,8 @@
 //! Where each byte of a store lies. Drawn in `FORMAT.md`; all integers are little endian.
 
+use std::fs::File;
+use std::io::{self, Read};
+
 use crate::error::Error;
 
 /// First bytes of each superblock.
@@ -11,6 +14,8 @@ pub const VERSION: u32 = 1;
 pub const EXTENT_ALIGN: u64 = 4096;
 /// Alignment of extents that are at least this long.
 pub const LARGE_ALIGN: u64 = 2 << 20;
+/// Bytes of an image that are hashed in one go.
+pub const HASH_CHUNK: usize = 4 << 20;
 /// Longest image name in bytes.
 pub const NAME_LEN_MAX: usize = 1024;
 
@@ -64,7 +69,7 @@ pub mod entry {
     pub const OFFSET: usize = 0x00;
     /// `u64`: bytes of the image.
     pub const LEN: usize = 0x08;
-    /// `u64`: xxh3-64 of the image.
+    /// `u64`: xxh3-64 over the xxh3-64 of each [`super::HASH_CHUNK`] of the image.
     pub const HASH: usize = 0x10;
     /// `u32`: bytes of the name.
     pub const NAME_LEN: usize = 0x18;
@@ -78,6 +83,16 @@ pub mod entry {
 
 /// Identifies one hand-over; a store with another one is left over from earlier.
 pub type Nonce = [u8; 16];
+
+/// A nonce that no other hand-over has.
+///
+/// # Errors
+/// What reading /dev/urandom says.
+pub fn fresh_nonce() -> io::Result<Nonce> {
+    let mut nonce = Nonce::default();
+    File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+    Ok(nonce)
+}
 
 /// The fields of a superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,11 +146,16 @@ impl Superblock {
             return Err(Error::Foreign);
         }
         if crc32c::crc32c(&slot[..at::CRC]) != get_u32(slot, at::CRC) {
-            return Err(Error::Damaged { what: "the superblock does not have its checksum" });
+            return Err(Error::Damaged {
+                what: "the superblock does not have its checksum",
+            });
         }
         let found = get_u32(slot, at::VERSION);
         if found != VERSION {
-            return Err(Error::Version { found, supported: VERSION });
+            return Err(Error::Version {
+                found,
+                supported: VERSION,
+            });
         }
         let mut nonce = Nonce::default();
         nonce.copy_from_slice(&slot[at::NONCE..at::NONCE + 16]);
@@ -161,7 +181,7 @@ pub struct Entry {
     pub offset: u64,
     /// Its bytes.
     pub len: u64,
-    /// xxh3-64 of its bytes.
+    /// See [`entry::HASH`].
     pub hash: u64,
 }
 
@@ -179,7 +199,11 @@ impl Entry {
         put(out, entry::OFFSET, &self.offset.to_le_bytes());
         put(out, entry::LEN, &self.len.to_le_bytes());
         put(out, entry::HASH, &self.hash.to_le_bytes());
-        put(out, entry::NAME_LEN, &(self.name.len() as u32).to_le_bytes());
+        put(
+            out,
+            entry::NAME_LEN,
+            &(self.name.len() as u32).to_le_bytes(),
+        );
         put(out, entry::NAME, self.name.as_bytes());
     }
 
@@ -188,20 +212,28 @@ impl Entry {
     /// # Errors
     /// [`Error::Damaged`] where the index ends early or the name is none.
     pub fn decode(index: &mut &[u8]) -> Result<Entry, Error> {
-        let ends_early = Error::Damaged { what: "the index ends within an entry" };
+        let ends_early = Error::Damaged {
+            what: "the index ends within an entry",
+        };
         if index.len() < entry::NAME {
             return Err(ends_early);
         }
         let name_len = get_u32(index, entry::NAME_LEN) as usize;
         if name_len == 0 || name_len > NAME_LEN_MAX {
-            return Err(Error::Damaged { what: "an image's name is empty or too long" });
+            return Err(Error::Damaged {
+                what: "an image's name is empty or too long",
+            });
         }
         let entry_len = Entry::encoded_len(name_len) as usize;
         if index.len() < entry_len {
             return Err(ends_early);
         }
-        let name = std::str::from_utf8(&index[entry::NAME..entry::NAME + name_len])
-            .map_err(|_| Error::Damaged { what: "an image's name is not UTF-8" })?;
+        let name =
+            std::str::from_utf8(&index[entry::NAME..entry::NAME + name_len]).map_err(|_| {
+                Error::Damaged {
+                    what: "an image's name is not UTF-8",
+                }
+            })?;
         let decoded = Entry {
             name: name.to_owned(),
             offset: get_u64(index, entry::OFFSET),
@@ -215,7 +247,11 @@ impl Entry {
 
 /// The alignment that an extent of `len` bytes starts at.
 pub fn extent_align(len: u64) -> u64 {
-    if len >= LARGE_ALIGN { LARGE_ALIGN } else { EXTENT_ALIGN }
+    if len >= LARGE_ALIGN {
+        LARGE_ALIGN
+    } else {
+        EXTENT_ALIGN
+    }
 }
 
 /// Region bytes that are enough for images of these name and content lengths,
@@ -236,12 +272,20 @@ fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 fn get_u32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes were sliced"))
+    u32::from_le_bytes(
+        bytes[at..at + 4]
+            .try_into()
+            .expect("four bytes were sliced"),
+    )
 }
 
 /// The `u64` at `at`, which must lie within `bytes`.
 pub(crate) fn get_u64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes were sliced"))
+    u64::from_le_bytes(
+        bytes[at..at + 8]
+            .try_into()
+            .expect("eight bytes were sliced"),
+    )
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub mod region;
 mod writer;
 
 pub use error::Error;
-pub use layout::Nonce;
+pub use layout::{Nonce, fresh_nonce};
 pub use locator::{Locator, LocatorError, SETUP_DATA_TYPE};
 pub use prefixed::Prefixed;
 pub use range::PhysRange;

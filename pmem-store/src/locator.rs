@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::layout::Nonce;
@@ -63,6 +64,14 @@ impl Locator {
         self.ranges.iter().map(|range| range.len).sum()
     }
 
+    /// The ranges as first address and first address after.
+    pub fn address_ranges(&self) -> Vec<Range<u64>> {
+        self.ranges
+            .iter()
+            .map(|range| range.start..range.end())
+            .collect()
+    }
+
     /// The encoding that [`Locator::from_bytes`] reads.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(AT_RANGES + self.ranges.len() * RANGE_LEN + CRC_LEN);
@@ -102,7 +111,10 @@ impl Locator {
         nonce.copy_from_slice(&bytes[AT_NONCE..AT_NONCE + 16]);
         let ranges: Vec<PhysRange> = bytes[AT_RANGES..crc_at]
             .chunks_exact(RANGE_LEN)
-            .map(|range| PhysRange { start: u64_at(range, 0), len: u64_at(range, 8) })
+            .map(|range| PhysRange {
+                start: u64_at(range, 0),
+                len: u64_at(range, 8),
+            })
             .collect();
         check_ranges(&ranges)?;
         Ok(Locator { nonce, ranges })
@@ -164,11 +176,19 @@ fn check_ranges(ranges: &[PhysRange]) -> Result<(), LocatorError> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes were sliced"))
+    u32::from_le_bytes(
+        bytes[at..at + 4]
+            .try_into()
+            .expect("four bytes were sliced"),
+    )
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes were sliced"))
+    u64::from_le_bytes(
+        bytes[at..at + 8]
+            .try_into()
+            .expect("eight bytes were sliced"),
+    )
 }
 
 #[cfg(test)]
@@ -182,8 +202,14 @@ mod tests {
         Locator {
             nonce: [7; 16],
             ranges: vec![
-                PhysRange { start: 4096 * MIB, len: 256 * MIB },
-                PhysRange { start: 1024 * MIB, len: 128 * MIB },
+                PhysRange {
+                    start: 4096 * MIB,
+                    len: 256 * MIB,
+                },
+                PhysRange {
+                    start: 1024 * MIB,
+                    len: 128 * MIB,
+                },
             ],
         }
     }
@@ -199,23 +225,50 @@ mod tests {
     #[test]
     fn ranges_that_cannot_be_are_refused_even_with_a_right_checksum() {
         for bad in [
-            vec![PhysRange { start: 4096, len: 2 * MIB }],
+            vec![PhysRange {
+                start: 4096,
+                len: 2 * MIB,
+            }],
             vec![PhysRange { start: 0, len: 0 }],
-            vec![PhysRange { start: u64::MAX - 2 * MIB + 1, len: 2 * MIB }],
-            vec![PhysRange { start: 0, len: 4 * MIB }, PhysRange { start: 2 * MIB, len: 2 * MIB }],
+            vec![PhysRange {
+                start: u64::MAX - 2 * MIB + 1,
+                len: 2 * MIB,
+            }],
+            vec![
+                PhysRange {
+                    start: 0,
+                    len: 4 * MIB,
+                },
+                PhysRange {
+                    start: 2 * MIB,
+                    len: 2 * MIB,
+                },
+            ],
         ] {
-            let bytes = Locator { nonce: [0; 16], ranges: bad }.to_bytes();
-            assert!(matches!(Locator::from_bytes(&bytes), Err(LocatorError::Damaged(_))));
+            let bytes = Locator {
+                nonce: [0; 16],
+                ranges: bad,
+            }
+            .to_bytes();
+            assert!(matches!(
+                Locator::from_bytes(&bytes),
+                Err(LocatorError::Damaged(_))
+            ));
         }
     }
 
     #[test]
     fn it_is_found_among_other_setup_data() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Locator::in_setup_data(&dir.path().join("absent")).unwrap().is_none());
-        for (node, kind, data) in
-            [("0", 9, vec![1, 2, 3]), ("1", SETUP_DATA_TYPE, sample().to_bytes())]
-        {
+        assert!(
+            Locator::in_setup_data(&dir.path().join("absent"))
+                .unwrap()
+                .is_none()
+        );
+        for (node, kind, data) in [
+            ("0", 9, vec![1, 2, 3]),
+            ("1", SETUP_DATA_TYPE, sample().to_bytes()),
+        ] {
             let node = dir.path().join(node);
             fs::create_dir(&node).unwrap();
             fs::write(node.join("type"), format!("{kind:#x}\n")).unwrap();

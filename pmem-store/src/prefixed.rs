@@ -14,7 +14,10 @@ pub struct Prefixed<S> {
 impl<S> Prefixed<S> {
     /// Everything of `unit` in `inner`, which is a `&mut` sink or a `&` source.
     pub fn new(inner: S, unit: &str) -> Self {
-        Prefixed { inner, prefix: format!("{unit}/") }
+        Prefixed {
+            inner,
+            prefix: format!("{unit}/"),
+        }
     }
 
     fn full(&self, name: &str) -> String {
@@ -41,6 +44,10 @@ impl<S: ImageSource + ?Sized> ImageSource for Prefixed<&S> {
 
     fn names(&self) -> Vec<String> {
         let names = self.inner.names();
-        names.iter().filter_map(|name| name.strip_prefix(&self.prefix)).map(str::to_owned).collect()
+        names
+            .iter()
+            .filter_map(|name| name.strip_prefix(&self.prefix))
+            .map(str::to_owned)
+            .collect()
     }
 }

@@ -29,20 +29,28 @@ impl<R: Region> Reader<R> {
     pub fn open(region: R, nonce: &Nonce) -> Result<Self, Error> {
         let bytes = region.bytes();
         if (bytes.len() as u64) < DATA_START {
-            return Err(Error::TooSmall { len: bytes.len() as u64, needed: DATA_START });
+            return Err(Error::TooSmall {
+                len: bytes.len() as u64,
+                needed: DATA_START,
+            });
         }
         let (block, slot) = newest(bytes)?;
         if block.nonce != *nonce {
             return Err(Error::Stale);
         }
-        if SLOTS.iter().any(|&at| get_u64(bytes, at as usize + superblock::CONSUMED) != 0) {
+        if SLOTS
+            .iter()
+            .any(|&at| get_u64(bytes, at as usize + superblock::CONSUMED) != 0)
+        {
             return Err(Error::Consumed);
         }
         if get_u64(slot, superblock::SEALED) != SEALED_MARK {
             return Err(Error::NotSealed);
         }
         if block.store_len != bytes.len() as u64 {
-            return Err(Error::Damaged { what: "the region is not as long as the store" });
+            return Err(Error::Damaged {
+                what: "the region is not as long as the store",
+            });
         }
         let entries = read_index(bytes, &block)?;
         Ok(Reader { region, entries })
@@ -57,7 +65,11 @@ impl<R: Region> Reader<R> {
         for (entry, found) in self.entries.values().zip(hash_all(&extents)) {
             if found != entry.hash {
                 let name = entry.name.clone();
-                return Err(Error::ImageDamaged { name, expected: entry.hash, found });
+                return Err(Error::ImageDamaged {
+                    name,
+                    expected: entry.hash,
+                    found,
+                });
             }
         }
         Ok(())
@@ -109,7 +121,11 @@ fn newest(bytes: &[u8]) -> Result<(Superblock, &[u8]), Error> {
     for at in SLOTS {
         let slot = &bytes[at as usize..][..SLOT_LEN as usize];
         match Superblock::decode(slot) {
-            Ok(block) if best.as_ref().is_none_or(|(b, _)| b.generation < block.generation) => {
+            Ok(block)
+                if best
+                    .as_ref()
+                    .is_none_or(|(b, _)| b.generation < block.generation) =>
+            {
                 best = Some((block, slot));
             }
             Ok(_) | Err(Error::Foreign) => {}
@@ -124,13 +140,19 @@ fn read_index(bytes: &[u8], block: &Superblock) -> Result<BTreeMap<String, Entry
         .index_offset
         .checked_add(block.index_len)
         .filter(|&end| end <= bytes.len() as u64)
-        .ok_or(Error::Damaged { what: "the index lies outside the store" })?;
+        .ok_or(Error::Damaged {
+            what: "the index lies outside the store",
+        })?;
     if block.data_end > block.index_offset {
-        return Err(Error::Damaged { what: "the index overlaps the images" });
+        return Err(Error::Damaged {
+            what: "the index overlaps the images",
+        });
     }
     let mut index = &bytes[block.index_offset as usize..index_end as usize];
     if crc32c::crc32c(index) != block.index_crc {
-        return Err(Error::Damaged { what: "the index does not have its checksum" });
+        return Err(Error::Damaged {
+            what: "the index does not have its checksum",
+        });
     }
     let mut entries = BTreeMap::new();
     let mut data_end = DATA_START;
@@ -140,17 +162,25 @@ fn read_index(bytes: &[u8], block: &Superblock) -> Result<BTreeMap<String, Entry
             .offset
             .checked_add(entry.len)
             .filter(|&end| end <= block.data_end && entry.offset >= data_end)
-            .ok_or(Error::Damaged { what: "an image lies outside its place" })?;
+            .ok_or(Error::Damaged {
+                what: "an image lies outside its place",
+            })?;
         if entry.offset % extent_align(entry.len) != 0 {
-            return Err(Error::Damaged { what: "an image is not aligned" });
+            return Err(Error::Damaged {
+                what: "an image is not aligned",
+            });
         }
         data_end = end;
         if entries.insert(entry.name.clone(), entry).is_some() {
-            return Err(Error::Damaged { what: "two images have one name" });
+            return Err(Error::Damaged {
+                what: "two images have one name",
+            });
         }
     }
     if !index.is_empty() {
-        return Err(Error::Damaged { what: "the index has more than its entries" });
+        return Err(Error::Damaged {
+            what: "the index has more than its entries",
+        });
     }
     Ok(entries)
 }

@@ -87,10 +87,15 @@ impl<R: Region> Writer<R> {
     /// then as before.
     pub fn allocate(&mut self, name: &str, len: u64) -> Result<&mut [u8], Error> {
         if name.is_empty() || name.len() > NAME_LEN_MAX || name.contains('\0') {
-            return Err(Error::BadName { name: name.to_owned(), max: NAME_LEN_MAX });
+            return Err(Error::BadName {
+                name: name.to_owned(),
+                max: NAME_LEN_MAX,
+            });
         }
         if self.names.contains(name) {
-            return Err(Error::Duplicate { name: name.to_owned() });
+            return Err(Error::Duplicate {
+                name: name.to_owned(),
+            });
         }
         let offset = self.data_end.next_multiple_of(extent_align(len));
         let data_end = offset.saturating_add(len);
@@ -101,12 +106,21 @@ impl<R: Region> Writer<R> {
             .saturating_add(index_len);
         if total > self.capacity() || self.entries.len() >= u32::MAX as usize {
             let missing = total.saturating_sub(self.capacity());
-            return Err(Error::Full { name: name.to_owned(), len, missing });
+            return Err(Error::Full {
+                name: name.to_owned(),
+                len,
+                missing,
+            });
         }
         self.data_end = data_end;
         self.index_len = index_len;
         self.names.insert(name.to_owned());
-        self.entries.push(Entry { name: name.to_owned(), offset, len, hash: 0 });
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            offset,
+            len,
+            hash: 0,
+        });
         Ok(&mut self.region.bytes_mut()[offset as usize..data_end as usize])
     }
 
@@ -116,8 +130,11 @@ impl<R: Region> Writer<R> {
     /// [`Error::Sync`]; the store then opens as not sealed or as complete.
     pub fn seal(mut self) -> Result<R, Error> {
         let bytes = self.region.bytes();
-        let extents: Vec<&[u8]> =
-            self.entries.iter().map(|e| &bytes[e.offset as usize..][..e.len as usize]).collect();
+        let extents: Vec<&[u8]> = self
+            .entries
+            .iter()
+            .map(|e| &bytes[e.offset as usize..][..e.len as usize])
+            .collect();
         let hashes = hash_all(&extents);
         let mut index = Vec::with_capacity(self.index_len as usize);
         for (entry, hash) in self.entries.iter_mut().zip(hashes) {
@@ -156,13 +173,16 @@ impl<R: Region> Writer<R> {
     }
 
     fn sync(&mut self, range: Range<u64>) -> Result<(), Error> {
-        self.region.sync(range.start as usize..range.end as usize).map_err(Error::Sync)
+        self.region
+            .sync(range.start as usize..range.end as usize)
+            .map_err(Error::Sync)
     }
 }
 
 impl<R: Region> ImageSink for Writer<R> {
     fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.allocate(name, bytes.len() as u64)?.copy_from_slice(bytes);
+        self.allocate(name, bytes.len() as u64)?
+            .copy_from_slice(bytes);
         Ok(())
     }
 

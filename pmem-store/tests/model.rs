@@ -29,7 +29,10 @@ fn sealed(images: &Images) -> Vec<u8> {
         if number % 2 == 0 {
             writer.put(name, bytes).unwrap();
         } else {
-            writer.reserve(name, bytes.len()).unwrap().copy_from_slice(bytes);
+            writer
+                .reserve(name, bytes.len())
+                .unwrap()
+                .copy_from_slice(bytes);
         }
     }
     assert!(writer.used() <= writer.capacity());
@@ -38,7 +41,10 @@ fn sealed(images: &Images) -> Vec<u8> {
 
 fn content<R: Region>(reader: &Reader<R>) -> Images {
     let names = reader.names();
-    names.into_iter().map(|n| (n.clone(), reader.get(&n).unwrap().unwrap().to_vec())).collect()
+    names
+        .into_iter()
+        .map(|n| (n.clone(), reader.get(&n).unwrap().unwrap().to_vec()))
+        .collect()
 }
 
 fn read(region: Vec<u8>) -> Result<Images, Error> {
@@ -57,7 +63,11 @@ struct Lossy {
 
 impl Lossy {
     fn new(len: usize) -> Lossy {
-        Lossy { volatile: vec![0; len], lasting: vec![0; len], history: vec![] }
+        Lossy {
+            volatile: vec![0; len],
+            lasting: vec![0; len],
+            history: vec![],
+        }
     }
 }
 
@@ -178,7 +188,10 @@ fn a_store_is_restored_at_most_once() {
     let mut reader = Reader::open(region, &NONCE).unwrap();
     reader.mark_consumed().unwrap();
     let mut region = reader.into_region();
-    assert!(matches!(Reader::open(region.clone(), &NONCE), Err(Error::Consumed)));
+    assert!(matches!(
+        Reader::open(region.clone(), &NONCE),
+        Err(Error::Consumed)
+    ));
     // One of the two marks is enough.
     region[rcr_pmem_store::layout::superblock::CONSUMED] = 0;
     assert!(matches!(Reader::open(region, &NONCE), Err(Error::Consumed)));
@@ -188,9 +201,18 @@ fn a_store_is_restored_at_most_once() {
 fn stores_of_others_are_told_apart() {
     let region = sealed(&Images::new());
     assert!(matches!(Reader::open(region, &[0; 16]), Err(Error::Stale)));
-    assert!(matches!(Reader::open(vec![0; 9000], &NONCE), Err(Error::Foreign)));
-    assert!(matches!(Reader::open(vec![0; 10], &NONCE), Err(Error::TooSmall { .. })));
-    assert!(matches!(Writer::create(vec![0; 9000], NONCE), Err(Error::TooSmall { .. })));
+    assert!(matches!(
+        Reader::open(vec![0; 9000], &NONCE),
+        Err(Error::Foreign)
+    ));
+    assert!(matches!(
+        Reader::open(vec![0; 10], &NONCE),
+        Err(Error::TooSmall { .. })
+    ));
+    assert!(matches!(
+        Writer::create(vec![0; 9000], NONCE),
+        Err(Error::TooSmall { .. })
+    ));
     let unfinished = Writer::create(vec![0; 20_000], NONCE).unwrap();
     let bytes = unfinished.region().clone();
     assert!(matches!(Reader::open(bytes, &NONCE), Err(Error::NotSealed)));
@@ -200,10 +222,22 @@ fn stores_of_others_are_told_apart() {
 fn names_are_written_once_and_are_names() {
     let mut writer = Writer::create(vec![0; 40_000], NONCE).unwrap();
     writer.put("a", b"1").unwrap();
-    assert_eq!(writer.put("a", b"2").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-    assert_eq!(writer.put("", b"2").unwrap_err().kind(), io::ErrorKind::InvalidInput);
-    assert_eq!(writer.put("b\0", b"2").unwrap_err().kind(), io::ErrorKind::InvalidInput);
-    assert_eq!(read(writer.seal().unwrap()).unwrap(), Images::from([("a".into(), b"1".to_vec())]));
+    assert_eq!(
+        writer.put("a", b"2").unwrap_err().kind(),
+        io::ErrorKind::AlreadyExists
+    );
+    assert_eq!(
+        writer.put("", b"2").unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+    assert_eq!(
+        writer.put("b\0", b"2").unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+    assert_eq!(
+        read(writer.seal().unwrap()).unwrap(),
+        Images::from([("a".into(), b"1".to_vec())])
+    );
 }
 
 #[test]
@@ -222,7 +256,14 @@ fn large_images_are_aligned_for_huge_pages() {
     drop(writer.seal().unwrap());
     let reader = Reader::open(FileRegion::open(&path).unwrap(), &NONCE).unwrap();
     reader.verify().unwrap();
-    assert!(reader.get("large").unwrap().unwrap().iter().all(|&b| b == 9));
+    assert!(
+        reader
+            .get("large")
+            .unwrap()
+            .unwrap()
+            .iter()
+            .all(|&b| b == 9)
+    );
     assert_eq!(reader.content_bytes(), 100 + 2 * len);
 }
 
@@ -230,13 +271,18 @@ fn large_images_are_aligned_for_huge_pages() {
 fn units_keep_apart_in_one_store() {
     let mut writer = Writer::create(vec![0; 40_000], NONCE).unwrap();
     for unit in ["redis.service", "nginx.service"] {
-        Prefixed::new(&mut writer, unit).put("core-1.img", unit.as_bytes()).unwrap();
+        Prefixed::new(&mut writer, unit)
+            .put("core-1.img", unit.as_bytes())
+            .unwrap();
     }
     writer.put("manifest.json", b"{}").unwrap();
     let reader = Reader::open(writer.seal().unwrap(), &NONCE).unwrap();
     let redis = Prefixed::new(&reader, "redis.service");
     assert_eq!(redis.names(), ["core-1.img"]);
-    assert_eq!(redis.get("core-1.img").unwrap(), Some(&b"redis.service"[..]));
+    assert_eq!(
+        redis.get("core-1.img").unwrap(),
+        Some(&b"redis.service"[..])
+    );
     assert_eq!(redis.get("manifest.json").unwrap(), None);
     assert_eq!(reader.names().len(), 3);
 }

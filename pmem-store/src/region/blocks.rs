@@ -32,7 +32,10 @@ pub(super) fn whole_blocks(
 ) -> BTreeMap<u64, Vec<FilePage>> {
     let mut blocks: BTreeMap<u64, Vec<FilePage>> = BTreeMap::new();
     for page in pages {
-        blocks.entry(page.phys / block_len * block_len).or_default().push(*page);
+        blocks
+            .entry(page.phys / block_len * block_len)
+            .or_default()
+            .push(*page);
     }
     blocks.retain(|&start, pages| {
         pages.len() as u64 == block_len / HUGE && may_take(start, block_len, ram_end)
@@ -68,8 +71,12 @@ pub(super) fn choose<T>(
         }
     }
     runs.sort_by_key(|run| (run[0] >= LOW_END, run.len(), run[0]));
-    let mut chosen: Vec<u64> =
-        runs.into_iter().rev().flat_map(|run| run.into_iter().rev()).take(wanted as usize).collect();
+    let mut chosen: Vec<u64> = runs
+        .into_iter()
+        .rev()
+        .flat_map(|run| run.into_iter().rev())
+        .take(wanted as usize)
+        .collect();
     chosen.sort_unstable();
     Some(chosen)
 }
@@ -80,7 +87,10 @@ pub(super) fn merge(pages: &[FilePage]) -> Vec<PhysRange> {
     for page in pages {
         match ranges.last_mut() {
             Some(range) if range.end() == page.phys => range.len += HUGE,
-            _ => ranges.push(PhysRange { start: page.phys, len: HUGE }),
+            _ => ranges.push(PhysRange {
+                start: page.phys,
+                len: HUGE,
+            }),
         }
     }
     ranges
@@ -93,8 +103,16 @@ mod tests {
     const BLOCK: u64 = 128 << 20;
 
     fn fill(blocks: &[u64]) -> Vec<FilePage> {
-        let pages = blocks.iter().flat_map(|b| (0..BLOCK / HUGE).map(move |p| b * BLOCK + p * HUGE));
-        pages.enumerate().map(|(n, phys)| FilePage { offset: n as u64 * HUGE, phys }).collect()
+        let pages = blocks
+            .iter()
+            .flat_map(|b| (0..BLOCK / HUGE).map(move |p| b * BLOCK + p * HUGE));
+        pages
+            .enumerate()
+            .map(|(n, phys)| FilePage {
+                offset: n as u64 * HUGE,
+                phys,
+            })
+            .collect()
     }
 
     #[test]
@@ -123,8 +141,14 @@ mod tests {
         assert_eq!(
             ranges,
             [
-                PhysRange { start: 3 * BLOCK, len: 2 * BLOCK },
-                PhysRange { start: 6 * BLOCK, len: BLOCK }
+                PhysRange {
+                    start: 3 * BLOCK,
+                    len: 2 * BLOCK
+                },
+                PhysRange {
+                    start: 6 * BLOCK,
+                    len: BLOCK
+                }
             ]
         );
     }

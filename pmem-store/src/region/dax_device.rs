@@ -35,13 +35,18 @@ impl DaxDevice {
         };
         let mut devices = Vec::new();
         for entry in entries {
-            let name = entry.doing(|| format!("listing {DEVICES_DIR}"))?.file_name();
+            let name = entry
+                .doing(|| format!("listing {DEVICES_DIR}"))?
+                .file_name();
             let name = name.to_string_lossy().into_owned();
             let dir = Path::new(DEVICES_DIR).join(&name);
             let len = sysfs::read_u64(&dir.join("size"))?;
             if len > 0 {
                 let start = sysfs::read_hex(&dir.join("resource"))?;
-                devices.push(DaxDevice { name, range: PhysRange { start, len } });
+                devices.push(DaxDevice {
+                    name,
+                    range: PhysRange { start, len },
+                });
             }
         }
         Ok(devices)
@@ -51,7 +56,9 @@ impl DaxDevice {
     pub fn driver(&self) -> Result<Option<String>, RegionError> {
         let link = self.dir().join("driver");
         match fs::read_link(&link) {
-            Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
+            Ok(target) => Ok(target
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).doing(|| format!("reading {}", link.display())),
         }
@@ -126,7 +133,10 @@ mod tests {
             name: name.into(),
             range: PhysRange { start, len },
         };
-        let devices = [device("dax0.0", 0x1000, 0x3000), device("dax1.0", 0x9000, 0x1000)];
+        let devices = [
+            device("dax0.0", 0x1000, 0x3000),
+            device("dax1.0", 0x9000, 0x1000),
+        ];
         let name = |start, len| holder(&devices, PhysRange { start, len }).map(|d| d.name.as_str());
         assert_eq!(name(0x2000, 0x1000).unwrap(), "dax0.0");
         assert_eq!(name(0x9000, 0x1000).unwrap(), "dax1.0");

@@ -40,7 +40,11 @@ impl DaxRegion {
             }
             let file = device.open()?;
             mapping
-                .append(file.as_fd(), range.start - device.range.start, range.len as usize)
+                .append(
+                    file.as_fd(),
+                    range.start - device.range.start,
+                    range.len as usize,
+                )
                 .doing(|| format!("mapping {range} of {}", device.name))?;
         }
         Ok(DaxRegion { mapping })

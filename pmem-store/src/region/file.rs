@@ -21,8 +21,12 @@ impl FileRegion {
     /// # Errors
     /// What the file system says.
     pub fn create(path: &Path, len: u64) -> io::Result<FileRegion> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
         file.set_len(len)?;
         FileRegion::map(&file)
     }

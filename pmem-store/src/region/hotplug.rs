@@ -26,7 +26,9 @@ pub(super) fn block_starts() -> Result<Vec<u64>, RegionError> {
     let mut starts = Vec::new();
     for entry in entries {
         let name = entry.doing(|| format!("listing {MEMORY_DIR}"))?.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix("memory")?.parse::<u64>().ok());
+        let number = name
+            .to_str()
+            .and_then(|n| n.strip_prefix("memory")?.parse::<u64>().ok());
         starts.extend(number.map(|number| number * block_len));
     }
     starts.sort_unstable();
@@ -96,7 +98,10 @@ pub(super) struct MovableBlocks {
 impl MovableBlocks {
     /// None yet; `limit` bounds each attempt to take one offline.
     pub fn new(limit: Duration) -> MovableBlocks {
-        MovableBlocks { starts: Vec::new(), limit }
+        MovableBlocks {
+            starts: Vec::new(),
+            limit,
+        }
     }
 
     /// Takes up to `wanted` of `candidates` offline and brings them back movable,
@@ -140,8 +145,9 @@ impl Drop for MovableBlocks {
     fn drop(&mut self) {
         for &start in &self.starts {
             let back = take_offline(start, self.limit).and_then(|offline| match offline {
-                true => bring_online(start, "online_kernel")
-                    .or_else(|_| bring_online(start, "online")),
+                true => {
+                    bring_online(start, "online_kernel").or_else(|_| bring_online(start, "online"))
+                }
                 false => Ok(()),
             });
             if let Err(error) = back {
@@ -153,5 +159,7 @@ impl Drop for MovableBlocks {
 
 fn block_file(start: u64, name: &str) -> Result<PathBuf, RegionError> {
     let number = start / block_bytes()?;
-    Ok(Path::new(MEMORY_DIR).join(format!("memory{number}")).join(name))
+    Ok(Path::new(MEMORY_DIR)
+        .join(format!("memory{number}"))
+        .join(name))
 }

@@ -57,7 +57,9 @@ impl Default for Options {
 ///
 /// Its bytes ascend physically. Dropping it gives everything back as it was,
 /// unless [`HugeRegion::keep`] was called: then the frames stay taken, by a file
-/// in [`Options::dir`], until the kernel ends or [`HugeRegion::discard`].
+/// in [`Options::dir`], until the kernel ends or [`HugeRegion::discard`]. When the
+/// shutdown unmounts that folder, they stay in the kernel's pool of free huge
+/// pages, whose content nothing changes before a program takes one.
 #[derive(Debug)]
 pub struct HugeRegion {
     // In the order of undoing: the file's pages go back to the pool before the pool
@@ -80,14 +82,20 @@ impl HugeRegion {
         let block_len = hotplug::block_bytes()?.max(BLOCK_MIN);
         let wanted = bytes.div_ceil(block_len).max(1);
         let available = sysfs::meminfo("MemAvailable")?;
-        if wanted.saturating_mul(block_len).saturating_add(options.spare_bytes) > available {
+        if wanted
+            .saturating_mul(block_len)
+            .saturating_add(options.spare_bytes)
+            > available
+        {
             return Err(RegionError::TooLittleMemory {
                 needed_mib: (wanted.saturating_mul(block_len)) >> 20,
                 available_mib: available.saturating_sub(options.spare_bytes) >> 20,
                 spare_mib: options.spare_bytes >> 20,
             });
         }
-        let ram_end = hotplug::block_starts()?.last().map_or(0, |start| start + block_len);
+        let ram_end = hotplug::block_starts()?
+            .last()
+            .map_or(0, |start| start + block_len);
 
         // Dropped in reverse order on failure, which is the order of undoing as well.
         let mut movable = MovableBlocks::new(options.offline_limit);
@@ -104,20 +112,39 @@ impl HugeRegion {
         if chosen.is_none() && options.defragment {
             search.release_others(&file, &mut pool)?;
             let missing = wanted - search.blocks().len() as u64;
-            let converted = movable.convert(&search.candidates()?, missing)?;
-            tracing::info!(missing, converted, "memory is fragmented; memory blocks were emptied");
+            // Others allocate from emptied blocks too, so some do not fill.
+            let asked = missing + missing.div_ceil(3);
+            let converted = movable.convert(&search.candidates()?, asked)?;
+            tracing::info!(
+                missing,
+                converted,
+                "memory is fragmented; memory blocks were emptied"
+            );
             chosen = search.grow(&mut file, &mut pool)?;
         }
         let Some(chosen) = chosen else {
             let found = search.blocks().len() as u64;
-            return Err(RegionError::Fragmented { wanted, found, block_mib: block_len >> 20 });
+            return Err(RegionError::Fragmented {
+                wanted,
+                found,
+                block_mib: block_len >> 20,
+            });
         };
         let mut blocks = search.blocks();
-        let pages: Vec<FilePage> =
-            chosen.iter().flat_map(|start| blocks.remove(start).unwrap_or_default()).collect();
+        let pages: Vec<FilePage> = chosen
+            .iter()
+            .flat_map(|start| blocks.remove(start).unwrap_or_default())
+            .collect();
         search.release_all_but(&pages, &file, &mut pool)?;
         let mapping = file.map(&pages)?;
-        let mut region = HugeRegion { mapping, pin: None, file, pool, movable, pages };
+        let mut region = HugeRegion {
+            mapping,
+            pin: None,
+            file,
+            pool,
+            movable,
+            pages,
+        };
         region.recheck_pfns()?;
         region.pin_where_possible()?;
         Ok(region)
@@ -130,8 +157,16 @@ impl HugeRegion {
     pub fn recheck_pfns(&self) -> Result<(), RegionError> {
         let addresses = physical_addresses(self.mapping.bytes())
             .doing(|| "reading /proc/self/pagemap".to_owned())?;
-        match self.pages.iter().zip(&addresses).find(|(page, now)| page.phys != **now) {
-            Some((page, &now)) => Err(RegionError::Moved { was: page.phys, now }),
+        match self
+            .pages
+            .iter()
+            .zip(&addresses)
+            .find(|(page, now)| page.phys != **now)
+        {
+            Some((page, &now)) => Err(RegionError::Moved {
+                was: page.phys,
+                now,
+            }),
             None => Ok(()),
         }
     }
@@ -143,7 +178,10 @@ impl HugeRegion {
 
     /// Where the region lies, for the next kernel.
     pub fn locator(&self, nonce: Nonce) -> Locator {
-        Locator { nonce, ranges: merge(&self.pages) }
+        Locator {
+            nonce,
+            ranges: merge(&self.pages),
+        }
     }
 
     /// Leaves the memory taken when this value goes: the kernel is about to be replaced.
@@ -228,13 +266,19 @@ impl Search {
             if let Some(chosen) = choose(&blocks, self.wanted, self.block_len) {
                 return Ok(Some(chosen));
             }
-            let missing = (self.wanted - blocks.len() as u64) * per_block;
+            // One more than is missing: what comes seldom starts where a block does.
+            let missing = (self.wanted - blocks.len() as u64 + 1) * per_block;
             let room = self.pages_max.saturating_sub(self.pages.len() as u64);
             let gained = pool.grow(missing.min(room))?;
             if gained == 0 {
                 return Ok(None);
             }
             self.pages.extend(file.extend(gained)?);
+            tracing::debug!(
+                pages = self.pages.len(),
+                blocks = self.blocks().len(),
+                "huge pages"
+            );
         }
     }
 
@@ -273,7 +317,11 @@ impl Search {
     ) -> Result<(), RegionError> {
         let offsets: std::collections::HashSet<u64> = kept.iter().map(|p| p.offset).collect();
         let before = self.pages.len();
-        for page in self.pages.iter().filter(|page| !offsets.contains(&page.offset)) {
+        for page in self
+            .pages
+            .iter()
+            .filter(|page| !offsets.contains(&page.offset))
+        {
             file.punch(page.offset)?;
         }
         self.pages.retain(|page| offsets.contains(&page.offset));
@@ -299,11 +347,27 @@ impl RegionFile {
         }
         fs::create_dir_all(dir).doing(|| format!("creating {}", dir.display()))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("hugetlbfs"), dir, Some("hugetlbfs"), flags, Some("pagesize=2M,mode=0700"))
-            .doing(|| format!("mounting hugetlbfs on {}", dir.display()))?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        mount(
+            Some("hugetlbfs"),
+            dir,
+            Some("hugetlbfs"),
+            flags,
+            Some("pagesize=2M,mode=0700"),
+        )
+        .doing(|| format!("mounting hugetlbfs on {}", dir.display()))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
         match file {
-            Ok(file) => Ok(RegionFile { dir: dir.to_owned(), path, file, len: 0, kept: false }),
+            Ok(file) => Ok(RegionFile {
+                dir: dir.to_owned(),
+                path,
+                file,
+                len: 0,
+                kept: false,
+            }),
             Err(error) => {
                 umount(dir).doing(|| format!("unmounting {}", dir.display()))?;
                 Err(error).doing(|| format!("creating {}", path.display()))
@@ -328,15 +392,23 @@ impl RegionFile {
             .doing(|| "reserving address space".to_owned())?;
         view.append(self.file.as_fd(), start, (self.len - start) as usize)
             .doing(|| "mapping huge pages".to_owned())?;
-        let addresses = physical_addresses(view.bytes())
-            .doing(|| "reading /proc/self/pagemap".to_owned())?;
-        Ok(added.zip(addresses).map(|(offset, phys)| FilePage { offset, phys }).collect())
+        let addresses =
+            physical_addresses(view.bytes()).doing(|| "reading /proc/self/pagemap".to_owned())?;
+        Ok(added
+            .zip(addresses)
+            .map(|(offset, phys)| FilePage { offset, phys })
+            .collect())
     }
 
     fn punch(&self, offset: u64) -> Result<(), RegionError> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.file, flags, offset as libc::off_t, HUGE as libc::off_t)
-            .doing(|| "giving back a huge page".to_owned())
+        fallocate(
+            &self.file,
+            flags,
+            offset as libc::off_t,
+            HUGE as libc::off_t,
+        )
+        .doing(|| "giving back a huge page".to_owned())
     }
 
     /// The pages as one slice in the order given.
@@ -345,9 +417,13 @@ impl RegionFile {
         let mut mapping = Mapping::reserve(pages.len() * HUGE as usize).doing(doing)?;
         let mut rest = pages;
         while let Some(first) = rest.first() {
-            let run = (0u64..).zip(rest).take_while(|(n, p)| p.offset == first.offset + n * HUGE);
+            let run = (0u64..)
+                .zip(rest)
+                .take_while(|(n, p)| p.offset == first.offset + n * HUGE);
             let run = run.count();
-            mapping.append(self.file.as_fd(), first.offset, run * HUGE as usize).doing(doing)?;
+            mapping
+                .append(self.file.as_fd(), first.offset, run * HUGE as usize)
+                .doing(doing)?;
             rest = &rest[run..];
         }
         Ok(mapping)
@@ -364,7 +440,10 @@ impl Drop for RegionFile {
             return;
         }
         // Freed now, not when the descriptor closes: the pool shrinks right after.
-        let freed = self.file.set_len(0).and_then(|()| fs::remove_file(&self.path));
+        let freed = self
+            .file
+            .set_len(0)
+            .and_then(|()| fs::remove_file(&self.path));
         // The file is still open, and keeps the mount busy until this value is gone.
         let unmounted = nix::mount::umount2(&self.dir, nix::mount::MntFlags::MNT_DETACH);
         if let Err(error) = freed.and(unmounted.map_err(io::Error::from)) {

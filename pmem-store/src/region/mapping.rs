@@ -46,7 +46,13 @@ impl Mapping {
         let pad = pad.next_multiple_of(ALIGN) - pad;
         // SAFETY: pad < ALIGN, so the result lies within the reservation of len + ALIGN.
         let start = unsafe { whole.cast::<u8>().add(pad) };
-        Ok(Mapping { whole, whole_len: whole_len.get(), start, len, filled: 0 })
+        Ok(Mapping {
+            whole,
+            whole_len: whole_len.get(),
+            start,
+            len,
+            filled: 0,
+        })
     }
 
     /// Maps `len` bytes of `file` from `offset` behind what is mapped already.

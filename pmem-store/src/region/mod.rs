@@ -17,8 +17,8 @@ mod mapping;
 mod pagemap;
 mod pin;
 mod pool;
-pub mod release;
 mod region_error;
+pub mod release;
 mod sysfs;
 
 use std::io;

@@ -36,7 +36,10 @@ impl Pin {
         let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
         let buffers: Vec<libc::iovec> = memory
             .chunks(BUFFER_MAX)
-            .map(|chunk| libc::iovec { iov_base: chunk.as_ptr() as *mut _, iov_len: chunk.len() })
+            .map(|chunk| libc::iovec {
+                iov_base: chunk.as_ptr() as *mut _,
+                iov_len: chunk.len(),
+            })
             .collect();
         // SAFETY: the vectors describe mapped memory; no request will ever use the buffers,
         // so the kernel does not write to them.

@@ -18,7 +18,10 @@ pub(super) struct PoolShare {
 impl PoolShare {
     /// No pages yet.
     pub fn new() -> PoolShare {
-        PoolShare { added: 0, kept: false }
+        PoolShare {
+            added: 0,
+            kept: false,
+        }
     }
 
     /// Asks for `pages` more and says how many came.
@@ -46,10 +49,9 @@ impl PoolShare {
 
 impl Drop for PoolShare {
     fn drop(&mut self) {
-        if !self.kept && self.added > 0 {
-            if let Err(error) = shrink_pool(self.added) {
-                tracing::warn!(%error, pages = self.added, "huge pages stay in the kernel's pool");
-            }
+        let pages = if self.kept { 0 } else { self.added };
+        if let Err(error) = shrink_pool(pages) {
+            tracing::warn!(%error, pages, "huge pages stay in the kernel's pool");
         }
     }
 }

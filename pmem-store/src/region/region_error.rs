@@ -96,6 +96,9 @@ pub(crate) trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn doing(self, action: impl FnOnce() -> String) -> Result<T, RegionError> {
-        self.map_err(|source| RegionError::Io { action: action(), source: source.into() })
+        self.map_err(|source| RegionError::Io {
+            action: action(),
+            source: source.into(),
+        })
     }
 }

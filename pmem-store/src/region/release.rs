@@ -58,10 +58,17 @@ pub fn give_back(locator: &Locator) -> Result<Released, RegionError> {
     }
     if online < total {
         let missing_mib = (total - online) >> 20;
-        return Err(RegionError::NotOnline { missing_mib, total_mib: total >> 20 });
+        return Err(RegionError::NotOnline {
+            missing_mib,
+            total_mib: total >> 20,
+        });
     }
     let mem_total_after = sysfs::meminfo("MemTotal")?;
-    Ok(Released { bytes: total, mem_total_before, mem_total_after })
+    Ok(Released {
+        bytes: total,
+        mem_total_before,
+        mem_total_after,
+    })
 }
 
 fn make_ram(device: &DaxDevice) -> Result<(), RegionError> {
@@ -89,7 +96,10 @@ fn load_ram_driver() -> Result<(), RegionError> {
         return Ok(());
     }
     let doing = || format!("loading the module {RAM_DRIVER}");
-    let status = Command::new("modprobe").args(["--", RAM_DRIVER]).status().doing(doing)?;
+    let status = Command::new("modprobe")
+        .args(["--", RAM_DRIVER])
+        .status()
+        .doing(doing)?;
     match status.success() {
         true => Ok(()),
         false => Err(std::io::Error::other(format!("modprobe: {status}"))).doing(doing),
@@ -99,7 +109,9 @@ fn load_ram_driver() -> Result<(), RegionError> {
 /// Start addresses of the memory blocks that lie wholly in a range.
 fn blocks_of(range: PhysRange, block_len: u64) -> impl Iterator<Item = u64> {
     let first = range.start.next_multiple_of(block_len);
-    (first..range.end()).step_by(block_len as usize).take_while(move |s| s + block_len <= range.end())
+    (first..range.end())
+        .step_by(block_len as usize)
+        .take_while(move |s| s + block_len <= range.end())
 }
 
 #[cfg(test)]

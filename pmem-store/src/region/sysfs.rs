@@ -41,5 +41,8 @@ pub(super) fn meminfo(name: &str) -> Result<u64, RegionError> {
 }
 
 pub(super) fn unparsable(path: &Path, content: String) -> RegionError {
-    RegionError::Unparsable { path: path.to_owned(), content }
+    RegionError::Unparsable {
+        path: path.to_owned(),
+        content,
+    }
 }
