@@ -10,6 +10,12 @@ use crate::vm::Vm;
 /// What `rcr-upgrade` exits with when a service cannot be carried.
 pub const EXIT_REFUSED: i32 = 3;
 
+/// What the programs exit with when the input or the machine will not do.
+pub const EXIT_ENVIRONMENT: i32 = 4;
+
+/// What `rcr-upgrade` exits with after a failure that it undid.
+pub const EXIT_ROLLED_BACK: i32 = 5;
+
 /// For commands that are expected to come back.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 

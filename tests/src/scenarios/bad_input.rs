@@ -148,7 +148,12 @@ fn try_case(vm: &mut Vm, case: &Case<'_>) -> Result<()> {
         Crossing::Jumped(_) => bail!("the upgrade went on"),
     };
     let said = format!("{}\n{}", exit.out(), exit.err());
-    ensure!(!exit.success(), "it ended with success: {said}");
+    let code = Some(guest::EXIT_ENVIRONMENT);
+    ensure!(
+        exit.code == code,
+        "it {}, not with {code:?}: {said}",
+        exit.how()
+    );
     ensure!(!said.contains("panicked"), "it panicked: {said}");
     for word in case.says {
         let found = said.to_lowercase().contains(&word.to_lowercase());
