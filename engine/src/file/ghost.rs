@@ -105,7 +105,8 @@ pub(crate) fn save(
     saved.entry.r#type = FdTypes::Reg.into();
     saved.entry.reg = Some(RegFileEntry {
         id,
-        flags: file.flags(),
+        // How it was made plays no part when it is opened again.
+        flags: file.flags() & !(libc::O_TMPFILE as u32),
         pos: file.info.pos,
         fown: file.fown()?,
         name,
@@ -170,8 +171,7 @@ impl Revived {
         if !self.files.contains_key(&ghost) {
             self.files.insert(ghost, make(ghost, reg, root, source)?);
         }
-        let flags = reg::open_flags(reg.flags & !(libc::O_TMPFILE as u32));
-        let fd = sys::reopen(self.files[&ghost].as_fd(), flags)?;
+        let fd = sys::reopen(self.files[&ghost].as_fd(), reg::open_flags(reg.flags))?;
         reg::seek(fd.as_fd(), reg)?;
         Ok(fd)
     }

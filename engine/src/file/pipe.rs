@@ -194,12 +194,21 @@ fn contents(fd: BorrowedFd<'_>, size: i32) -> SysResult<Vec<u8>> {
     Ok(data)
 }
 
+/// A pipe that exists again.
+#[derive(Debug)]
+struct Base {
+    /// Reading and writing end as pipe2(2) gives them, or both in one.
+    ends: Vec<OwnedFd>,
+    /// Which of them already stand for a description of the dump.
+    given: [bool; 2],
+}
+
 /// Pipes as they come back.
 #[derive(Debug, Default)]
 pub(crate) struct PipesBack {
     content: BTreeMap<u32, (PipeDataEntry, Vec<u8>)>,
     /// Both ends of each, kept until all files are placed.
-    bases: BTreeMap<u32, Vec<OwnedFd>>,
+    bases: BTreeMap<u32, Base>,
 }
 
 impl PipesBack {
@@ -234,15 +243,32 @@ impl PipesBack {
                     .map_err(|e| SysError::new("fchown", "pipe", e))?;
             }
             self.fill(pipe.pipe_id, w.as_fd())?;
-            self.bases.insert(pipe.pipe_id, vec![r, w]);
+            self.bases.insert(
+                pipe.pipe_id,
+                Base {
+                    ends: vec![r, w],
+                    given: [false; 2],
+                },
+            );
         }
         let flags = pipe.flags as i32;
-        // Packet mode can only be set afterwards; O_ASYNC comes with its owner.
-        let opened = flags & !(libc::O_DIRECT | libc::O_ASYNC);
-        let fd = sys::reopen(self.bases[&pipe.pipe_id][0].as_fd(), opened)?;
-        if flags & libc::O_DIRECT != 0 {
-            sys::set_status_flags(fd.as_fd(), flags & !libc::O_ASYNC)?;
-        }
+        let base = self.bases.get_mut(&pipe.pipe_id).expect("made above");
+        // The first description of an end is the end itself; further ones
+        // were opened through /proc.
+        let end = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => Some(0),
+            libc::O_WRONLY => Some(1),
+            _ => None,
+        };
+        let fd = match end.filter(|&e| !std::mem::replace(&mut base.given[e], true)) {
+            Some(end) => sys::dup(&base.ends[end])?,
+            None => sys::reopen(
+                base.ends[0].as_fd(),
+                flags & !(libc::O_DIRECT | libc::O_ASYNC),
+            )?,
+        };
+        // O_ASYNC comes with its owner.
+        sys::set_status_flags(fd.as_fd(), flags & !libc::O_ASYNC)?;
         Ok(fd)
     }
 
@@ -256,10 +282,19 @@ impl PipesBack {
         if !self.bases.contains_key(&fifo.pipe_id) {
             let base = base()?;
             self.fill(fifo.pipe_id, base.as_fd())?;
-            self.bases.insert(fifo.pipe_id, vec![base]);
+            self.bases.insert(
+                fifo.pipe_id,
+                Base {
+                    ends: vec![base],
+                    given: [true; 2],
+                },
+            );
         }
         let flags = flags as i32 & !(libc::O_ASYNC | libc::O_DIRECT);
-        Ok(sys::reopen(self.bases[&fifo.pipe_id][0].as_fd(), flags)?)
+        Ok(sys::reopen(
+            self.bases[&fifo.pipe_id].ends[0].as_fd(),
+            flags,
+        )?)
     }
 
     fn fill(&self, pipe_id: u32, writer: BorrowedFd<'_>) -> Result<(), BuildError> {

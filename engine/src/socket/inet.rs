@@ -110,7 +110,12 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     saved.extra.socket = Some(RcrSocket {
         local: bound.then_some(local),
         peer,
-        options: opts::save(file.fd, kind)?,
+        // A connection that comes back closed has no more use for its options.
+        options: if fate == Fate::Closed {
+            Vec::new()
+        } else {
+            opts::save(file.fd, kind)?
+        },
         fate: Some(fate.into()),
         uid: Some(file.stat.st_uid),
         gid: Some(file.stat.st_gid),

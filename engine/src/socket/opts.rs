@@ -64,14 +64,18 @@ const IPV4: &[i32] = &[
     libc::IP_RECVTTL,
     libc::IP_RECVTOS,
     libc::IP_MTU_DISCOVER,
-    libc::IP_MULTICAST_TTL,
-    libc::IP_MULTICAST_LOOP,
-    libc::IP_MULTICAST_ALL,
     libc::IP_TRANSPARENT,
     libc::IP_RECVORIGDSTADDR,
     libc::IP_MINTTL,
     libc::IP_BIND_ADDRESS_NO_PORT,
     51, // IP_LOCAL_PORT_RANGE
+];
+
+/// Of IPv4 datagram sockets; streams refuse to have them set.
+const MULTICAST: &[i32] = &[
+    libc::IP_MULTICAST_TTL,
+    libc::IP_MULTICAST_LOOP,
+    libc::IP_MULTICAST_ALL,
 ];
 
 /// Of IPv6 sockets. Without a name: linux/in6.h.
@@ -121,6 +125,9 @@ fn table(kind: Kind) -> Vec<(i32, i32)> {
     let inet = matches!(kind.domain, libc::AF_INET | libc::AF_INET6);
     if inet {
         all.extend(IPV4.iter().map(|&n| (IP, n)));
+    }
+    if inet && kind.kind == libc::SOCK_DGRAM {
+        all.extend(MULTICAST.iter().map(|&n| (IP, n)));
     }
     if kind.domain == libc::AF_INET6 {
         all.extend(IPV6.iter().map(|&n| (IP6, n)));

@@ -43,10 +43,6 @@ impl<'a> Record<'a> {
         self.extra.and_then(|e| e.socket.as_ref()).unwrap_or(&PLAIN)
     }
 
-    pub(crate) fn mnt_ns(&self) -> u32 {
-        self.extra.and_then(|e| e.mnt_ns).unwrap_or(0)
-    }
-
     fn kind(&self) -> i32 {
         self.usk.r#type as i32
     }
