@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -11,44 +10,33 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::unit::Unit;
 
-/// The paths of a service that lie on tmpfs: its run-time directories, PID
-/// file, private temporary directories and every such file that its processes
-/// have open or mapped. Sorted, without what another entry includes.
-pub fn paths_of(unit: &Unit, pids: &[i32]) -> io::Result<Vec<PathBuf>> {
+/// Start of the names of private temporary directories (systemd.exec(5),
+/// PrivateTmp=). They are tied to a boot: who carries the service's mounts
+/// carries them.
+const PRIVATE: &str = "/systemd-private-";
+
+/// The paths of a service that lie on tmpfs: its run-time directories, PID file
+/// and every such file that its processes have open or mapped, private
+/// temporary directories aside. Sorted, without what another entry includes.
+pub fn paths_of(unit: &Unit, pids: &[i32]) -> Vec<PathBuf> {
     let mut found: BTreeSet<PathBuf> = unit.runtime_directories.iter().cloned().collect();
     found.extend(unit.pid_file.clone());
-    for base in ["/tmp", "/var/tmp"] {
-        if !unit.private_tmp {
-            break;
-        }
-        for entry in fs::read_dir(base)? {
-            let name = entry?.file_name();
-            if is_private_tmp(&name.to_string_lossy(), &unit.id) {
-                found.insert(Path::new(base).join(name));
-            }
-        }
-    }
     for pid in pids {
         found.extend(open_files(*pid));
     }
-    found.retain(|path| fs::symlink_metadata(path).is_ok() && on_tmpfs(path));
+    found.retain(|path| {
+        !path.to_string_lossy().contains(PRIVATE)
+            && fs::symlink_metadata(path).is_ok()
+            && on_tmpfs(path)
+    });
     let all: Vec<PathBuf> = found.into_iter().collect();
-    Ok(all
-        .iter()
+    all.iter()
         .filter(|path| {
             !all.iter()
                 .any(|other| other != *path && path.starts_with(other))
         })
         .cloned()
-        .collect())
-}
-
-/// `systemd-private-BOOT_ID-UNIT-XXXXXX` (systemd.exec(5), PrivateTmp=).
-fn is_private_tmp(name: &str, unit: &str) -> bool {
-    name.strip_prefix("systemd-private-")
-        .and_then(|rest| rest.split_once('-'))
-        .and_then(|(_boot_id, rest)| rest.strip_prefix(unit))
-        .is_some_and(|suffix| suffix.len() == 7 && suffix.starts_with('-'))
+        .collect()
 }
 
 /// Regular files and FIFOs that a process holds and that the host sees at the
@@ -78,38 +66,9 @@ fn on_tmpfs(path: &Path) -> bool {
     statfs(judged).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC)
 }
 
-/// The path that a private temporary directory of the boot `old` has in the
-/// boot `new`; other paths stay. At boot, systemd-tmpfiles clears away those
-/// of other boots. Boot ids are as `/proc/sys/kernel/random/boot_id` has them.
-pub fn rename_private_tmp(path: &str, old: &str, new: &str) -> String {
-    let compact = |id: &str| id.trim().replace('-', "");
-    let (old, new) = (compact(old), compact(new));
-    path.replace(
-        &format!("/systemd-private-{old}-"),
-        &format!("/systemd-private-{new}-"),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn private_directories_are_known_by_their_name() {
-        let name = "systemd-private-0123456789abcdef0123456789abcdef-redis-server.service-AbCdEf";
-        assert!(is_private_tmp(name, "redis-server.service"));
-        assert!(!is_private_tmp(name, "redis.service"));
-        assert!(!is_private_tmp(name, "server.service"));
-        assert_eq!(
-            rename_private_tmp(
-                &format!("/tmp/{name}/tmp"),
-                "01234567-89ab-cdef-0123-456789abcdef\n",
-                "ffffffff-0000-0000-0000-000000000000"
-            ),
-            "/tmp/systemd-private-ffffffff000000000000000000000000-redis-server.service-AbCdEf/tmp"
-        );
-        assert_eq!(rename_private_tmp("/run/redis", "a", "b"), "/run/redis");
-    }
 
     #[test]
     fn open_files_on_tmpfs_are_found() {
@@ -119,5 +78,15 @@ mod tests {
         assert!(open_files(std::process::id() as i32).contains(&path));
         assert!(on_tmpfs(&path));
         assert!(!on_tmpfs(Path::new("/proc/self/stat")));
+
+        let text = format!(
+            "Id=a.service\nLoadState=loaded\nActiveState=active\nSubState=running\n\
+             RuntimeDirectory=none\nPIDFile={}\n",
+            dir.path().display()
+        );
+        let unit = Unit::parse("a", &text).unwrap();
+        let paths = paths_of(&unit, &[std::process::id() as i32]);
+        assert!(paths.contains(&dir.path().to_owned()));
+        assert!(!paths.contains(&path), "its directory includes it");
     }
 }

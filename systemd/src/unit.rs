@@ -8,7 +8,7 @@ use crate::systemctl::{self, SystemctlError};
 use crate::tags::ServiceName;
 
 /// The properties that are asked for.
-const PROPERTIES: [&str; 19] = [
+const PROPERTIES: [&str; 18] = [
     "Id",
     "LoadState",
     "LoadError",
@@ -20,7 +20,6 @@ const PROPERTIES: [&str; 19] = [
     "Slice",
     "PIDFile",
     "RuntimeDirectory",
-    "PrivateTmp",
     "DynamicUser",
     "NotifyAccess",
     "StandardOutput",
@@ -59,8 +58,6 @@ pub struct Unit {
     pub pid_file: Option<PathBuf>,
     /// `RuntimeDirectory=` as absolute paths.
     pub runtime_directories: Vec<PathBuf>,
-    /// `PrivateTmp=` is on in some way.
-    pub private_tmp: bool,
     /// `DynamicUser=`
     pub dynamic_user: bool,
     /// `NotifyAccess=`
@@ -172,7 +169,6 @@ impl Unit {
                 // Since systemd 250 an entry may be `name:symlink`.
                 .map(|entry| PathBuf::from("/run").join(entry.split(':').next().unwrap_or(entry)))
                 .collect(),
-            private_tmp: !matches!(optional("PrivateTmp").as_str(), "" | "no" | "off"),
             dynamic_user: optional("DynamicUser") == "yes",
             notify_access: optional("NotifyAccess"),
             standard_output: optional("StandardOutput"),
@@ -225,7 +221,7 @@ mod tests {
 
     const REDIS: &str = "Type=notify\nPIDFile=/run/redis/redis-server.pid\nNotifyAccess=main\n\
         MainPID=4711\nNFileDescriptorStore=0\nControlGroup=/system.slice/redis-server.service\n\
-        StandardOutput=journal\nStandardError=inherit\nSyslogIdentifier=\nPrivateTmp=yes\n\
+        StandardOutput=journal\nStandardError=inherit\nSyslogIdentifier=\n\
         RuntimeDirectory=redis\nSlice=system.slice\nId=redis-server.service\nTriggeredBy=\n\
         LoadState=loaded\nActiveState=active\nSubState=running\nDynamicUser=no\n";
 
@@ -240,7 +236,7 @@ mod tests {
             unit.pid_file,
             Some(PathBuf::from("/run/redis/redis-server.pid"))
         );
-        assert!(unit.private_tmp && !unit.dynamic_user);
+        assert!(!unit.dynamic_user);
         assert_eq!(unit.syslog_identifier, "redis-server");
         assert_eq!(
             unit.cgroup_dir(),

@@ -1,1 +1,117 @@
-fn main() {}
+//! `rcr`: tags, checks, status, and trees without kexec.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rcr_cli::exit::{EXIT_HELP, Failure, OrExit};
+use rcr_cli::tree::{self, DumpMode};
+use rcr_cli::{status, tagging};
+
+/// Carries services across kernel upgrades, and checkpoints process trees.
+#[derive(Debug, Parser)]
+#[command(name = "rcr", version, after_help = EXIT_HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tag services: they cross the next upgrade
+    Tag {
+        /// Unit names; `.service` may be left out
+        #[arg(required = true, value_name = "UNIT")]
+        units: Vec<String>,
+    },
+    /// Untag services
+    Untag {
+        /// Unit names
+        #[arg(required = true, value_name = "UNIT")]
+        units: Vec<String>,
+    },
+    /// Show the tagged services
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether a running service can be carried, and if not, everything that stands in the way
+    Check {
+        /// Unit name
+        unit: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what became of the last upgrade
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a process and its descendants into image files
+    Dump {
+        /// The process
+        #[arg(short = 't', long = "tree", value_name = "PID")]
+        pid: i32,
+        /// Directory for the images; made if missing
+        #[arg(short = 'D', long = "images-dir", value_name = "DIR")]
+        directory: PathBuf,
+        /// Let the tree run on afterwards instead of killing it
+        #[arg(long)]
+        leave_running: bool,
+        /// Bring established TCP connections back as closed by the peer instead of refusing
+        #[arg(long)]
+        close_connections: bool,
+    },
+    /// Bring a dumped tree back under its old process ids
+    Restore {
+        /// Directory with the images
+        #[arg(short = 'D', long = "images-dir", value_name = "DIR")]
+        directory: PathBuf,
+        /// Return at once instead of waiting for its first process
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Raise the PID allocator (run at boot)
+    #[command(hide = true)]
+    LiftPids,
+}
+
+fn main() -> ExitCode {
+    rcr_cli::log_to_stderr();
+    let json = |command: &Command| {
+        matches!(
+            command,
+            Command::List { json: true } | Command::Status { json: true }
+        )
+    };
+    let command = Arguments::parse().command;
+    let done = |result: Result<(), Failure>| result.map(|()| ExitCode::SUCCESS);
+    let result = match &command {
+        Command::Tag { units } => done(tagging::tag(units)),
+        Command::Untag { units } => done(tagging::untag(units)),
+        Command::List { json } => done(tagging::list(*json)),
+        Command::Check { unit, json } => done(tree::check(unit, *json)),
+        Command::Status { json } => done(status::status(*json)),
+        Command::Dump {
+            pid,
+            directory,
+            leave_running,
+            close_connections,
+        } => {
+            let mode = DumpMode {
+                leave_running: *leave_running,
+                close_connections: *close_connections,
+            };
+            done(tree::dump(*pid, directory, mode))
+        }
+        Command::Restore { directory, detach } => tree::restore(directory, *detach),
+        Command::LiftPids => done(rcr_systemd::pids::lift().or_environment()),
+    };
+    result.unwrap_or_else(|failure| {
+        failure.print("rcr", json(&command));
+        failure.code()
+    })
+}

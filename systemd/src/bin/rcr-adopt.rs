@@ -1,6 +1,6 @@
 //! `rcr-adopt UNIT`: the start of a restored unit. See `rcr_systemd::adopt`.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -48,6 +48,10 @@ fn start_cold(records: &Path, unit: &str, reason: Option<&String>) -> anyhow::Re
 }
 
 fn replace_fds(pid: i32, fds: &[(i32, OwnedFd)]) -> Result<(), String> {
-    let _ = fds;
-    Err(format!("process {pid} cannot be given descriptors yet"))
+    let borrowed: Vec<_> = fds
+        .iter()
+        .map(|(number, fd)| (*number, fd.as_fd()))
+        .collect();
+    rcr_engine::stdio::replace_fds(pid, &borrowed)
+        .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }

@@ -1,0 +1,83 @@
+//! The engine as this program calls it for services.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rcr_engine::dump::{self, DumpOptions, DumpStats};
+use rcr_engine::file::{FilePolicy, TcpPolicy};
+use rcr_engine::freeze::{Frozen, freeze as freeze_tree};
+use rcr_engine::image::ImageSink;
+use rcr_engine::{Refusal, Tree, content};
+use rcr_systemd::handover::{OutputKind, OutputStream, RUNTIME_TREE};
+
+const STDERR: i32 = 2;
+
+/// How services are carried: connections of clients are closed, as at a restart.
+fn options() -> DumpOptions {
+    DumpOptions {
+        files: FilePolicy {
+            tcp: TcpPolicy::Close,
+            ..FilePolicy::frozen()
+        },
+        ..DumpOptions::default()
+    }
+}
+
+/// Everything that stands in the way of a tree.
+pub fn preflight(tree: &Tree) -> Result<Vec<Refusal>> {
+    Ok(dump::check(tree, &options())?)
+}
+
+/// About how many bytes a tree's images take.
+pub fn estimate_bytes(tree: &Tree) -> Result<u64> {
+    Ok(dump::estimate_bytes(tree, &options())?)
+}
+
+/// About how many bytes files on tmpfs take.
+pub fn estimate_files(paths: &[PathBuf]) -> Result<u64> {
+    Ok(content::estimate_paths(root()?.as_fd(), paths)?)
+}
+
+/// Stops every thread of a tree.
+pub fn freeze(tree: &Tree) -> Result<Frozen> {
+    Ok(freeze_tree(tree)?)
+}
+
+/// Writes a frozen tree's images.
+pub fn dump(frozen: &Frozen, sink: &mut dyn ImageSink) -> Result<DumpStats> {
+    Ok(dump::dump(frozen, sink, &options())?)
+}
+
+/// The descriptors that lead to the journal, for the manifest.
+pub fn journal_streams(stats: &DumpStats) -> Vec<OutputStream> {
+    let kind = |fd| {
+        if fd == STDERR {
+            OutputKind::Stderr
+        } else {
+            OutputKind::Stdout
+        }
+    };
+    stats
+        .journal
+        .iter()
+        .map(|stream| OutputStream {
+            pid: stream.pid,
+            fd: stream.fd,
+            kind: kind(stream.fd),
+        })
+        .collect()
+}
+
+/// Writes files on tmpfs.
+pub fn save_files(paths: &[PathBuf], sink: &mut dyn ImageSink) -> Result<()> {
+    if !paths.is_empty() {
+        content::save_paths(root()?.as_fd(), paths, RUNTIME_TREE, sink)?;
+    }
+    Ok(())
+}
+
+fn root() -> Result<File> {
+    File::open("/").context("/")
+}

@@ -1,0 +1,146 @@
+//! `rcr check`, `rcr dump`, `rcr restore`: one tree, no kexec.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rcr_engine::Tree;
+use rcr_engine::dump::{self, DumpOptions};
+use rcr_engine::file::{FilePolicy, TcpPolicy};
+use rcr_engine::freeze::freeze;
+use rcr_engine::image::{DirSink, DirSource};
+use rcr_engine::restore::{RestoreOptions, restore as restore_tree};
+use rcr_systemd::tags::ServiceName;
+use rcr_systemd::unit::Unit;
+
+use crate::exit::{Exit, Failure, OrExit, Refused};
+use crate::service::Service;
+
+/// A shell's exit code for a program ended by signal N is this plus N.
+const SIGNALLED: i32 = 128;
+
+/// Says whether a running unit can be carried.
+pub fn check(word: &str, json: bool) -> Result<(), Failure> {
+    let name = ServiceName::parse(word).or_environment()?;
+    let unit = Unit::query(&name).or_environment()?;
+    unit.require_running().or_environment()?;
+    let service = Service::of(unit).or_environment()?;
+    let refusals = service.refusals().or_environment()?;
+    let warnings = service.warnings();
+    if json {
+        let value = serde_json::json!({
+            "unit": service.unit.id,
+            "refusals": refusals,
+            "warnings": warnings,
+        });
+        println!("{value:#}");
+    }
+    for warning in warnings {
+        eprintln!("rcr: warning: {warning}");
+    }
+    if !refusals.is_empty() {
+        return Err(Failure::refused(refusals));
+    }
+    if !json {
+        let mib = service.estimate_bytes().or_environment()? >> 20;
+        let processes = service.pids.len();
+        println!(
+            "{} can be carried: {processes} processes, about {mib} MiB",
+            service.unit.id
+        );
+    }
+    Ok(())
+}
+
+/// How a tree is dumped.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DumpMode {
+    /// Let it run on instead of killing it.
+    pub leave_running: bool,
+    /// Bring established TCP connections back as closed instead of refusing.
+    pub close_connections: bool,
+}
+
+/// Writes the images of the tree of `pid` into `directory`.
+pub fn dump(pid: i32, directory: &Path, mode: DumpMode) -> Result<(), Failure> {
+    require_root()?;
+    let tcp = if mode.close_connections {
+        TcpPolicy::Close
+    } else {
+        TcpPolicy::Refuse
+    };
+    let options = DumpOptions {
+        files: FilePolicy {
+            tcp,
+            ..FilePolicy::frozen()
+        },
+        ..DumpOptions::default()
+    };
+    let tree = Tree::Root(pid);
+    let told = || format!("process {pid}");
+    let refusals = dump::check(&tree, &options)
+        .with_context(told)
+        .or_environment()?;
+    if !refusals.is_empty() {
+        let refused = |refusal| Refused {
+            unit: String::new(),
+            refusal,
+        };
+        return Err(Failure::refused(
+            refusals.into_iter().map(refused).collect(),
+        ));
+    }
+    let mut sink = DirSink::create(directory)
+        .with_context(|| directory.display().to_string())
+        .or_environment()?;
+    let frozen = freeze(&tree).or_rolled_back()?;
+    let stats = dump::dump(&frozen, &mut sink, &options).or_rolled_back()?;
+    if mode.leave_running {
+        frozen.thaw();
+    } else {
+        frozen.kill();
+    }
+    println!(
+        "{}: {} processes, {} threads, {} MiB of memory",
+        directory.display(),
+        stats.processes,
+        stats.threads,
+        stats.page_bytes >> 20
+    );
+    Ok(())
+}
+
+/// Brings the tree in `directory` back. Unless detached, waits for its first
+/// process and ends as that one does.
+pub fn restore(directory: &Path, detach: bool) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let source = DirSource::open(directory)
+        .with_context(|| directory.display().to_string())
+        .or_environment()?;
+    let restored = restore_tree(&source, &RestoreOptions::default()).or_exit(Exit::RolledBack)?;
+    let root = restored.pids().first().copied();
+    restored.resume().or_exit(Exit::RolledBack)?;
+    let Some(root) = root.filter(|_| !detach) else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    loop {
+        let code = match waitpid(Pid::from_raw(root), None).or_exit(Exit::Internal)? {
+            WaitStatus::Exited(_, code) => code,
+            WaitStatus::Signaled(_, signal, _) => SIGNALLED + signal as i32,
+            _ => continue,
+        };
+        return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
+    }
+}
+
+fn require_root() -> Result<(), Failure> {
+    if crate::signals::is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Environment,
+        anyhow!("this needs root: run it with sudo"),
+    ))
+}
