@@ -1,6 +1,7 @@
 //! Unlinked files: no name leads to them, so their content travels.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
@@ -168,10 +169,11 @@ impl Revived {
         root: BorrowedFd<'_>,
         source: &dyn ImageSource,
     ) -> Result<OwnedFd, BuildError> {
-        if !self.files.contains_key(&ghost) {
-            self.files.insert(ghost, make(ghost, reg, root, source)?);
-        }
-        let fd = sys::reopen(self.files[&ghost].as_fd(), reg::open_flags(reg.flags))?;
+        let file = match self.files.entry(ghost) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => e.insert(make(ghost, reg, root, source)?),
+        };
+        let fd = sys::reopen(file.as_fd(), reg::open_flags(reg.flags))?;
         reg::seek(fd.as_fd(), reg)?;
         Ok(fd)
     }

@@ -126,7 +126,7 @@ impl FileBuilder<'_> {
 
     /// Appends what task `pid` does for its files at the very end, with its
     /// final credentials and when all processes exist.
-    pub fn last(&mut self, pid: i32, table: &[FdinfoEntry], program: &mut Program) {
+    pub fn last(&self, pid: i32, table: &[FdinfoEntry], program: &mut Program) {
         for (fd, entry, extra) in self.duties(pid, table) {
             if let Some(usk) = entry.usk.as_ref().filter(|u| u.state == LISTEN) {
                 // Peers see the credentials of whoever called listen(2) last.

@@ -1,6 +1,6 @@
 //! Saving: descriptor tables become records.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,6 +38,7 @@ pub struct FileSaver {
     refusals: Vec<Refusal>,
     saved_realtime_ns: u64,
     next_id: u32,
+    pids: BTreeSet<i32>,
     pipes: Pipes,
     ghosts: Ghosts,
     memfds: Memfds,
@@ -70,6 +71,7 @@ impl FileSaver {
             refusals: Vec::new(),
             saved_realtime_ns: now.as_nanos() as u64,
             next_id: 1,
+            pids: BTreeSet::new(),
             pipes: Pipes::default(),
             ghosts: Ghosts::default(),
             memfds: Memfds::default(),
@@ -83,6 +85,7 @@ impl FileSaver {
     /// Gives the records of `fdinfo-FILES_ID.img`. What cannot be carried is
     /// missing there and listed in [`refusals`](Self::refusals).
     pub fn save_fds(&mut self, task: &TaskFiles<'_>) -> Result<Vec<FdinfoEntry>, FileError> {
+        self.pids.insert(task.pid);
         let mut table = Vec::new();
         for fd in self.descriptor_numbers(task)? {
             match self.save_fd(task, fd) {
@@ -349,6 +352,7 @@ impl FileSaver {
             }
         }
         refusals.extend(self.locks.settle(&mut self.files));
+        refusals.extend(self.owners_outside());
         for (id, stop) in refusals {
             let Some(found) = self.files.get(&id).map(|s| s.found.clone()) else {
                 continue;
@@ -374,6 +378,24 @@ impl FileSaver {
                 saved.extra.late_fd = Some(slot.fd);
             }
         }
+    }
+
+    /// Files whose SIGIO goes to a process that does not come along.
+    fn owners_outside(&self) -> Vec<(u32, Stop)> {
+        const OF_PROCESS: u32 = 1;
+        let mut refusals = Vec::new();
+        for saved in self.files.values() {
+            let Some((fown, _)) = late::owner_of(&saved.entry, &saved.extra) else {
+                continue;
+            };
+            let inside = fown.pid == 0 || self.pids.contains(&(fown.pid as i32));
+            if fown.pid_type == OF_PROCESS && !inside {
+                let reason = format!("its signals go to process {} outside the service", fown.pid);
+                let stop = refuse::<()>("file with a signal owner", reason, "untag the unit");
+                refusals.extend(stop.err().map(|s| (saved.entry.id, s)));
+            }
+        }
+        refusals
     }
 
     fn refuse(&mut self, found: &Found, kind: &str, reason: String, advice: String) {

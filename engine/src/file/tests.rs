@@ -656,6 +656,46 @@ fn locks_come_back() {
 }
 
 #[test]
+fn signal_owners_are_set_by_a_holder_and_refused_outside() {
+    let (a, b) = UnixStream::pair().unwrap();
+    let fds = [(500, a.as_fd()), (501, b.as_fd())];
+    let own = |pid: i32| {
+        // SAFETY: numbers only.
+        assert!(unsafe { libc::fcntl(a.as_raw_fd(), libc::F_SETOWN, pid) } >= 0);
+    };
+    own(std::process::id() as i32);
+    let said = refusals(&fds, FilePolicy::frozen());
+    assert!(said[0].contains("its signals go to process"), "{said:?}");
+
+    let holder = Holder::new(&fds);
+    own(holder.0.as_raw());
+    fcntl(&a, FcntlArg::F_SETFL(OFlag::O_ASYNC)).unwrap();
+    let mut saver = FileSaver::new(FilePolicy::frozen()).unwrap();
+    let table = holder.save(&mut saver);
+    saver.settle().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    saver
+        .finish(&mut DirSink::create(dir.path()).unwrap())
+        .unwrap();
+    let source = DirSource::open(dir.path()).unwrap();
+    let env = Env {
+        root: File::open("/").unwrap(),
+        journal: tempfile::tempdir().unwrap(),
+    };
+    let builder = FileBuilder::new(&source, &env).unwrap();
+    let mut program = crate::remote::Program::new();
+    builder.last(holder.0.as_raw(), &table, &mut program);
+    assert_eq!(
+        program
+            .ops()
+            .iter()
+            .filter(|o| o.nr == libc::SYS_fcntl)
+            .count(),
+        2
+    );
+}
+
+#[test]
 fn what_is_not_carried_is_named() {
     let inotify =
         nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::IN_CLOEXEC).unwrap();

@@ -193,6 +193,7 @@ pub fn restore(
         let insn = step.process(p, live, birth)?;
         ways_out.insert(p.pid, (birth.arena, insn));
     }
+    files.seal()?;
     Ok(Restored {
         images,
         ways_out,

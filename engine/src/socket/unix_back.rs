@@ -225,12 +225,11 @@ fn at_path(
     let dir = if used.starts_with('/') {
         "/"
     } else {
-        let inside = path.strip_suffix(&used).ok_or_else(|| {
+        path.strip_suffix(&used).ok_or_else(|| {
             BuildError::Images(format!(
                 "a socket at {path} cannot have been bound as {used}"
             ))
-        })?;
-        inside
+        })?
     };
     let nul = |_| BuildError::Images("a path contains NUL".into());
     let dir = CString::new(dir).map_err(nul)?;
