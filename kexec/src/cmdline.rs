@@ -52,9 +52,12 @@ impl CommandLine {
         self.admin_init.as_deref()
     }
 
-    /// Adds one argument for the kernel.
+    /// Adds one argument for the kernel unless it is there.
     pub fn push(&mut self, argument: impl Into<String>) {
-        self.kernel.push(argument.into());
+        let argument = argument.into();
+        if !self.kernel.contains(&argument) {
+            self.kernel.push(argument);
+        }
     }
 
     /// The text, with `init` as the first program of user space if given; the
@@ -128,6 +131,7 @@ mod tests {
     fn an_administrators_init_survives_the_chain() {
         let mut line = CommandLine::reuse("ro init=/sbin/other -- single");
         line.push("dyndbg=\"file x +p\"");
+        line.push("ro");
         let text = line.to_text(Some("/run/rcr/boot/init"));
         assert_eq!(
             text,

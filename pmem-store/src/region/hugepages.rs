@@ -1,32 +1,25 @@
 //! The old kernel's side: huge pages that fill whole memory blocks.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::mount::{MsFlags, mount, umount};
-
-use super::blocks::{FilePage, HUGE, choose, may_take, merge, whole_blocks};
+use super::blocks::{FilePage, HUGE, merge};
 use super::hotplug::{self, MovableBlocks};
 use super::mapping::Mapping;
 use super::pagemap::physical_addresses;
 use super::pin::Pin;
 use super::pool::{PoolShare, shrink_pool};
 use super::region_error::{Context, RegionError};
+use super::region_file::RegionFile;
+use super::search::Search;
 use super::{Region, order_memory_writes, sysfs};
 use crate::layout::Nonce;
 use crate::locator::Locator;
 
 /// What the next kernel can give back as RAM at the least.
 const BLOCK_MIN: u64 = 128 << 20;
-const FILE_NAME: &str = "store";
-/// `st_blocks` counts in these.
-const STAT_BLOCK: u64 = 512;
 
 /// How to get a region.
 #[derive(Debug, Clone)]
@@ -197,15 +190,7 @@ impl HugeRegion {
     /// # Errors
     /// What the system says.
     pub fn discard(dir: &Path) -> Result<(), RegionError> {
-        let path = dir.join(FILE_NAME);
-        let pages = match fs::metadata(&path) {
-            Ok(meta) => meta.blocks() * STAT_BLOCK / HUGE,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).doing(|| format!("looking at {}", path.display())),
-        };
-        fs::remove_file(&path).doing(|| format!("removing {}", path.display()))?;
-        shrink_pool(pages)?;
-        umount(dir).doing(|| format!("unmounting {}", dir.display()))
+        shrink_pool(RegionFile::discard(dir)?)
     }
 
     fn pin_where_possible(&mut self) -> Result<(), RegionError> {
@@ -241,213 +226,5 @@ impl Region for HugeRegion {
     fn sync(&mut self, _range: Range<usize>) -> io::Result<()> {
         order_memory_writes();
         Ok(())
-    }
-}
-
-/// Taking pages until they fill enough blocks.
-struct Search {
-    block_len: u64,
-    ram_end: u64,
-    wanted: u64,
-    pages_max: u64,
-    pages: Vec<FilePage>,
-}
-
-impl Search {
-    /// Takes more and more pages; the blocks to use, or `None` when no more come.
-    fn grow(
-        &mut self,
-        file: &mut RegionFile,
-        pool: &mut PoolShare,
-    ) -> Result<Option<Vec<u64>>, RegionError> {
-        let per_block = self.block_len / HUGE;
-        loop {
-            let blocks = self.blocks();
-            if let Some(chosen) = choose(&blocks, self.wanted, self.block_len) {
-                return Ok(Some(chosen));
-            }
-            // One more than is missing: what comes seldom starts where a block does.
-            let missing = (self.wanted - blocks.len() as u64 + 1) * per_block;
-            let room = self.pages_max.saturating_sub(self.pages.len() as u64);
-            let gained = pool.grow(missing.min(room))?;
-            if gained == 0 {
-                return Ok(None);
-            }
-            self.pages.extend(file.extend(gained)?);
-            tracing::debug!(
-                pages = self.pages.len(),
-                blocks = self.blocks().len(),
-                "huge pages"
-            );
-        }
-    }
-
-    fn blocks(&self) -> std::collections::BTreeMap<u64, Vec<FilePage>> {
-        whole_blocks(&self.pages, self.block_len, self.ram_end)
-    }
-
-    /// Blocks that could be emptied, the best first.
-    fn candidates(&self) -> Result<Vec<u64>, RegionError> {
-        let taken = self.blocks();
-        // Blocks larger than what the next kernel needs are one memory block each;
-        // smaller memory blocks do not exist on this architecture.
-        let mut starts = hotplug::block_starts()?;
-        starts.retain(|start| {
-            !taken.contains_key(start) && may_take(*start, self.block_len, self.ram_end)
-        });
-        starts.reverse();
-        Ok(starts)
-    }
-
-    /// Gives back the pages that fill no block.
-    fn release_others(
-        &mut self,
-        file: &RegionFile,
-        pool: &mut PoolShare,
-    ) -> Result<(), RegionError> {
-        let kept: Vec<FilePage> = self.blocks().into_values().flatten().collect();
-        self.release_all_but(&kept, file, pool)
-    }
-
-    fn release_all_but(
-        &mut self,
-        kept: &[FilePage],
-        file: &RegionFile,
-        pool: &mut PoolShare,
-    ) -> Result<(), RegionError> {
-        let offsets: std::collections::HashSet<u64> = kept.iter().map(|p| p.offset).collect();
-        let before = self.pages.len();
-        for page in self
-            .pages
-            .iter()
-            .filter(|page| !offsets.contains(&page.offset))
-        {
-            file.punch(page.offset)?;
-        }
-        self.pages.retain(|page| offsets.contains(&page.offset));
-        pool.shrink((before - self.pages.len()) as u64)
-    }
-}
-
-/// A file in a hugetlbfs of our own; both go with this value.
-#[derive(Debug)]
-struct RegionFile {
-    dir: PathBuf,
-    path: PathBuf,
-    file: File,
-    len: u64,
-    kept: bool,
-}
-
-impl RegionFile {
-    fn create(dir: &Path) -> Result<RegionFile, RegionError> {
-        let path = dir.join(FILE_NAME);
-        if path.exists() {
-            return Err(RegionError::InUse { path });
-        }
-        fs::create_dir_all(dir).doing(|| format!("creating {}", dir.display()))?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(
-            Some("hugetlbfs"),
-            dir,
-            Some("hugetlbfs"),
-            flags,
-            Some("pagesize=2M,mode=0700"),
-        )
-        .doing(|| format!("mounting hugetlbfs on {}", dir.display()))?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path);
-        match file {
-            Ok(file) => Ok(RegionFile {
-                dir: dir.to_owned(),
-                path,
-                file,
-                len: 0,
-                kept: false,
-            }),
-            Err(error) => {
-                umount(dir).doing(|| format!("unmounting {}", dir.display()))?;
-                Err(error).doing(|| format!("creating {}", path.display()))
-            }
-        }
-    }
-
-    /// Adds up to `pages` pages of the pool to the file's end.
-    fn extend(&mut self, pages: u64) -> Result<Vec<FilePage>, RegionError> {
-        let start = self.len;
-        for _ in 0..pages {
-            let (at, len) = (self.len as libc::off_t, HUGE as libc::off_t);
-            match fallocate(&self.file, FallocateFlags::empty(), at, len) {
-                Ok(()) => self.len += HUGE,
-                // Somebody else was faster; what came is ours.
-                Err(nix::Error::ENOSPC | nix::Error::ENOMEM) if self.len > start => break,
-                Err(error) => return Err(error).doing(|| "taking huge pages".to_owned()),
-            }
-        }
-        let added = (start..self.len).step_by(HUGE as usize);
-        let mut view = Mapping::reserve((self.len - start) as usize)
-            .doing(|| "reserving address space".to_owned())?;
-        view.append(self.file.as_fd(), start, (self.len - start) as usize)
-            .doing(|| "mapping huge pages".to_owned())?;
-        let addresses =
-            physical_addresses(view.bytes()).doing(|| "reading /proc/self/pagemap".to_owned())?;
-        Ok(added
-            .zip(addresses)
-            .map(|(offset, phys)| FilePage { offset, phys })
-            .collect())
-    }
-
-    fn punch(&self, offset: u64) -> Result<(), RegionError> {
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(
-            &self.file,
-            flags,
-            offset as libc::off_t,
-            HUGE as libc::off_t,
-        )
-        .doing(|| "giving back a huge page".to_owned())
-    }
-
-    /// The pages as one slice in the order given.
-    fn map(&self, pages: &[FilePage]) -> Result<Mapping, RegionError> {
-        let doing = || "mapping huge pages".to_owned();
-        let mut mapping = Mapping::reserve(pages.len() * HUGE as usize).doing(doing)?;
-        let mut rest = pages;
-        while let Some(first) = rest.first() {
-            let run = (0u64..)
-                .zip(rest)
-                .take_while(|(n, p)| p.offset == first.offset + n * HUGE);
-            let run = run.count();
-            mapping
-                .append(self.file.as_fd(), first.offset, run * HUGE as usize)
-                .doing(doing)?;
-            rest = &rest[run..];
-        }
-        Ok(mapping)
-    }
-
-    fn keep(&mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for RegionFile {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        // Freed now, not when the descriptor closes: the pool shrinks right after.
-        let freed = self
-            .file
-            .set_len(0)
-            .and_then(|()| fs::remove_file(&self.path));
-        // The file is still open, and keeps the mount busy until this value is gone.
-        let unmounted = nix::mount::umount2(&self.dir, nix::mount::MntFlags::MNT_DETACH);
-        if let Err(error) = freed.and(unmounted.map_err(io::Error::from)) {
-            tracing::warn!(%error, dir = %self.dir.display(), "undoing the region's file failed");
-        }
     }
 }

@@ -18,7 +18,9 @@ mod pagemap;
 mod pin;
 mod pool;
 mod region_error;
+mod region_file;
 pub mod release;
+mod search;
 mod sysfs;
 
 use std::io;
