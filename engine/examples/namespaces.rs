@@ -21,7 +21,9 @@ fn main() -> Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["save", pid, dir, ref paths @ ..] => save(Pid::from_raw(pid.parse()?), dir.as_ref(), paths),
+        ["save", pid, dir, ref paths @ ..] => {
+            save(Pid::from_raw(pid.parse()?), dir.as_ref(), paths)
+        }
         ["build", dir] => build(dir.as_ref()),
         _ => Err("usage: namespaces save PID DIRECTORY [PATH...] | build DIRECTORY".into()),
     }
@@ -48,7 +50,12 @@ fn save(pid: Pid, dir: &Path, paths: &[&str]) -> Result<ExitCode> {
     }
     let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
     let root = std::fs::File::open("/")?;
-    content::save_paths(std::os::fd::AsFd::as_fd(&root), &paths, "carried", &mut sink)?;
+    content::save_paths(
+        std::os::fd::AsFd::as_fd(&root),
+        &paths,
+        "carried",
+        &mut sink,
+    )?;
     let lines = normalised(&MountView::of(pid)?.mounts, &HostEnv::current()?.boot_id);
     std::fs::write(dir.join("before.txt"), lines.join("\n"))?;
     Ok(ExitCode::SUCCESS)
@@ -85,6 +92,14 @@ fn compare(before: &[&str], after: &[String]) -> ExitCode {
         }
     }
     let verdict = if same { "same" } else { "different" };
-    println!("{} mounts before, {} after: {verdict}", before.len(), after.len());
-    if same { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "{} mounts before, {} after: {verdict}",
+        before.len(),
+        after.len()
+    );
+    if same {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -83,18 +83,34 @@ impl Frozen {
 
     /// Kills every process; to be used when their images are safe.
     pub fn kill(mut self) {
-        for p in self.processes.iter().filter(|p| !p.info.is_zombie()) {
-            let pid = nix::unistd::Pid::from_raw(p.info.pid);
-            if let Err(e) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
-                tracing::warn!(pid = p.info.pid, "kill: {e}");
-            }
+        let live = self.processes.iter().filter(|p| !p.info.is_zombie());
+        self.traced.clear();
+        kill_and_reap(&live.map(|p| p.info.pid).collect::<Vec<_>>());
+    }
+}
+
+/// Kills processes whose threads we trace, and waits until they are gone; a
+/// process that is somebody else's child is left to its parent.
+pub(crate) fn kill_and_reap(pids: &[i32]) {
+    // A leader cannot be waited for before its threads are.
+    let mut tids = Vec::new();
+    for &pid in pids {
+        tids.extend(
+            list_tids(pid)
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|&t| t != pid),
+        );
+        let target = nix::unistd::Pid::from_raw(pid);
+        match nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(e) => tracing::warn!(pid, "kill: {e}"),
         }
-        for tid in std::mem::take(&mut self.traced) {
-            // Reaps tracees that are not our children; parents get theirs.
-            while let Ok(stop) = ptrace::wait(tid) {
-                if matches!(stop, Stop::Gone(_)) {
-                    break;
-                }
+    }
+    for tid in tids.into_iter().chain(pids.iter().copied()) {
+        while let Ok(stop) = ptrace::wait(tid) {
+            if matches!(stop, Stop::Gone(_)) {
+                break;
             }
         }
     }

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
 use super::{RestoreError, RestoreOptions};
+use crate::freeze::kill_and_reap;
 use crate::memory::layout::find_gap;
 use crate::memory::vdso::Vdso;
 use crate::memory::{MemoryError, maps};
@@ -46,30 +47,15 @@ impl Made {
     /// The tree is complete: only the stand-ins go.
     pub fn release(&mut self) {
         self.released = true;
-        end(&self.ghosts);
+        kill_and_reap(&self.ghosts);
     }
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
         if !self.released {
-            end(&self.pids);
-            end(&self.ghosts);
-        }
-    }
-}
-
-fn end(pids: &[i32]) {
-    for &pid in pids {
-        let all = nix::unistd::Pid::from_raw(pid);
-        // ESRCH: it is gone already.
-        let _ = nix::sys::signal::kill(all, nix::sys::signal::Signal::SIGKILL);
-    }
-    for &pid in pids {
-        while let Ok(stop) = ptrace::wait(pid) {
-            if matches!(stop, Stop::Gone(_)) {
-                break;
-            }
+            kill_and_reap(&self.pids);
+            kill_and_reap(&self.ghosts);
         }
     }
 }
@@ -184,13 +170,20 @@ impl Nursery<'_> {
             .map(|d| File::open(&d).map_err(RestoreError::io(format!("cgroup {}", d.display()))))
             .transpose()?;
         let fd: Option<RawFd> = dir.as_ref().map(AsRawFd::as_raw_fd);
-        spawn_waiting(pid, fd, self.options.sibling).map_err(|e| match e.errno {
-            Errno::EEXIST => taken(pid),
-            _ => e.into(),
-        })?;
+        // A pid is taken as long as a session or group has it for its name,
+        // which ends when the last zombie of it is reaped.
+        let end = Instant::now() + PID_PATIENCE;
+        loop {
+            match spawn_waiting(pid, fd, self.options.sibling) {
+                Ok(_) => break,
+                Err(e) if e.errno != Errno::EEXIST => return Err(e.into()),
+                Err(_) if Instant::now() > end => return Err(taken(pid)),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
         let attached = self.attach(pid);
         if attached.is_err() {
-            end(&[pid]);
+            kill_and_reap(&[pid]);
         }
         attached
     }
@@ -353,10 +346,11 @@ fn getpgid(pid: i32) -> Result<i32, RestoreError> {
 }
 
 fn taken(pid: i32) -> RestoreError {
-    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let comm = comm.map(|c| c.trim_end().to_owned());
     RestoreError::PidTaken {
         pid,
-        comm: comm.trim_end().to_owned(),
+        comm: comm.unwrap_or("a session or process group".into()),
     }
 }
 
