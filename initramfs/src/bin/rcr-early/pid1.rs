@@ -104,6 +104,7 @@ fn wait(child: Pid, limit: Duration) -> Ended {
 fn exec_real_init(config: &EarlyConfig) -> ! {
     // Nothing of ours is needed any more; the running program stays mapped.
     let _ = umount2(BOOT_DIR, MntFlags::MNT_DETACH);
+    let _ = std::fs::remove_dir(BOOT_DIR);
     sys::default_sigpipe();
     let rest: Vec<CString> = std::env::args_os()
         .skip(1)

@@ -121,10 +121,9 @@ pub fn mount_base() -> anyhow::Result<()> {
 impl Ground for Host {
     fn prepare(&self, pseudo_mounts: &[PseudoMount]) -> anyhow::Result<()> {
         remount_root_writable()?;
-        let mounted = mounted()?;
-        let is_mounted = |target: &str| mounted.iter().any(|point| point == target.as_bytes());
+        let there = mounted()?;
         REST.iter()
-            .try_for_each(|api| api.mount(is_mounted(api.target)))?;
+            .try_for_each(|api| api.mount(is_in(&there, api.target)))?;
         mount(
             None::<&str>,
             "/",
@@ -133,12 +132,18 @@ impl Ground for Host {
             None::<&str>,
         )
         .context("making mounts shared")?;
+        let there = mounted()?;
         for wanted in pseudo_mounts
             .iter()
-            .filter(|wanted| !is_mounted(&wanted.mountpoint))
+            .filter(|wanted| !is_in(&there, &wanted.mountpoint))
         {
+            let needed = HOLDS_FILES.contains(&wanted.fstype.as_str());
+            // The kernel makes the places for its own ones itself.
+            if !needed && !Path::new(&wanted.mountpoint).exists() {
+                continue;
+            }
             match mount_pseudo(wanted) {
-                Err(error) if HOLDS_FILES.contains(&wanted.fstype.as_str()) => return Err(error),
+                Err(error) if needed => return Err(error),
                 Err(error) => kmsg::warn(&format!("prepare: {error:#}")),
                 Ok(()) => {}
             }
@@ -172,10 +177,11 @@ fn remove_from_tmpfs(path: &Path) -> anyhow::Result<()> {
     if statfs(parent)?.filesystem_type() != TMPFS_MAGIC {
         return Ok(());
     }
-    Ok(match metadata.is_dir() {
+    match metadata.is_dir() {
         true => fs::remove_dir_all(path)?,
         false => fs::remove_file(path)?,
-    })
+    }
+    Ok(())
 }
 
 impl ApiMount {
@@ -206,8 +212,12 @@ fn is_base_mounted(target: &str) -> bool {
     match target {
         "/proc" => Path::new("/proc/self").exists(),
         "/sys" => Path::new("/sys/kernel").exists(),
-        _ => mounted().is_ok_and(|points| points.iter().any(|point| point == target.as_bytes())),
+        _ => mounted().is_ok_and(|there| is_in(&there, target)),
     }
+}
+
+fn is_in(mountpoints: &[Vec<u8>], target: &str) -> bool {
+    mountpoints.iter().any(|point| point == target.as_bytes())
 }
 
 fn mounted() -> anyhow::Result<Vec<Vec<u8>>> {

@@ -26,6 +26,8 @@ pub struct Journey<'h> {
     release: String,
     clock: StageClock,
     progress: Progress,
+    /// The report if nothing more came, without this side's stages.
+    cold: Option<Report>,
 }
 
 /// A unit whose processes are back and stand still.
@@ -46,6 +48,7 @@ impl<'h> Journey<'h> {
             release,
             clock,
             progress: Progress::default(),
+            cold: None,
         }
     }
 
@@ -55,13 +58,8 @@ impl<'h> Journey<'h> {
     /// failure nothing was touched.
     pub fn find<T>(&mut self, open: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         self.enter("find");
-        let found = self
-            .fail_at
-            .stage("find")
-            .and_then(|()| open())
-            .context("find");
-        self.leave("find", &found);
-        found
+        let found = self.fail_at.stage("find").and_then(|()| open());
+        self.leave("find", found)
     }
 
     /// Everything behind `find`. Whatever fails is in the report, and what was
@@ -74,9 +72,9 @@ impl<'h> Journey<'h> {
     ) -> Report {
         let manifest = match self.verify(&store, nonce) {
             Ok(manifest) => manifest,
-            Err(error) => return self.report(Report::lost(&self.release, &format!("{error:#}"))),
+            Err(error) => return self.unverified(&store, &format!("{error:#}")),
         };
-        self.progress.report = Some(Report::cold(&manifest, "its restore was cut off"));
+        self.cold = Some(Report::cold(&manifest, "the restore was cut off"));
         let mut report = Report::cold(&manifest, "not restored");
         report.kernel_after.clone_from(&self.release);
         if let Err(error) = self.prepare(&manifest) {
@@ -118,10 +116,26 @@ impl<'h> Journey<'h> {
                 );
             }
             Ok(manifest)
-        })()
-        .context("verify");
-        self.leave("verify", &verified);
-        verified
+        })();
+        self.leave("verify", verified)
+    }
+
+    /// The report for a store that cannot be trusted. It names the services if
+    /// the manifest can be read: nothing is done to them.
+    fn unverified<R: Region>(&self, store: &Reader<R>, reason: &str) -> Report {
+        let manifest = store
+            .get(MANIFEST_IMAGE)
+            .ok()
+            .flatten()
+            .map(Manifest::from_bytes);
+        self.report(match manifest {
+            Some(Ok(manifest)) => {
+                let mut report = Report::cold(&manifest, reason);
+                report.kernel_after.clone_from(&self.release);
+                report
+            }
+            _ => Report::lost(&self.release, reason),
+        })
     }
 
     /// After success the host's mounts are those that services stand on.
@@ -130,10 +144,8 @@ impl<'h> Journey<'h> {
         let prepared = self
             .fail_at
             .stage("prepare")
-            .and_then(|()| self.ground.prepare(&manifest.pseudo_mounts))
-            .context("prepare");
-        self.leave("prepare", &prepared);
-        prepared
+            .and_then(|()| self.ground.prepare(&manifest.pseudo_mounts));
+        self.leave("prepare", prepared)
     }
 
     /// Restores unit after unit. One that fails is gone again, with its cgroup.
@@ -148,11 +160,8 @@ impl<'h> Journey<'h> {
         for plan in &manifest.units {
             let stage = format!("restore {}", plan.unit);
             self.enter(&stage);
-            let restored = self
-                .restore_unit(plan, store, restorer)
-                .with_context(|| stage.clone());
-            self.leave(&stage, &restored);
-            match restored {
+            let restored = self.restore_unit(plan, store, restorer);
+            match self.leave(&stage, restored) {
                 Ok(restored) => all.push(restored),
                 Err(error) => self.unit_cold(&plan.unit, &error, report),
             }
@@ -194,10 +203,8 @@ impl<'h> Journey<'h> {
         let consumed = self
             .fail_at
             .stage("consume")
-            .and_then(|()| Ok(store.mark_consumed()?))
-            .context("consume");
-        self.leave("consume", &consumed);
-        consumed
+            .and_then(|()| Ok(store.mark_consumed()?));
+        self.leave("consume", consumed)
     }
 
     /// Records each unit for systemd's side and lets it run, in this order: a
@@ -218,19 +225,19 @@ impl<'h> Journey<'h> {
                 AdoptionRecord::from_plan(plan, interim).write_in(&self.host.restored_dir())?;
                 standing.resume()
             })()
-            .with_context(|| format!("resume {}", plan.unit));
+            .context("resume");
             match resumed {
                 Ok(()) => report.kept(&plan.unit, plan.main_pid),
                 Err(error) => {
-                    kmsg::warn(&format!("{error:#}"));
+                    kmsg::warn(&format!("{}: {error:#}", plan.unit));
                     self.unit_cold(&plan.unit, &error, report);
                 }
             }
         }
         report.resumed_ms = Some(now_ms());
+        self.lap("resume");
         self.progress.resumed = true;
-        self.progress.report = Some(report.clone());
-        self.leave("resume", &Ok(()));
+        self.cold = Some(report.clone());
         self.note();
     }
 
@@ -285,16 +292,27 @@ impl<'h> Journey<'h> {
         self.note();
     }
 
-    fn leave<T>(&mut self, stage: &str, result: &anyhow::Result<T>) {
-        self.clock.lap(stage);
-        let ms = self.clock.stages().last().map_or(0, |stage| stage.ms);
-        match result {
-            Ok(_) => kmsg::info(&format!("{stage}: done in {ms} ms")),
-            Err(error) => kmsg::warn(&format!("{error:#}")),
+    /// Logs how `stage` went; a failure gets the stage's name in front.
+    fn leave<T>(&mut self, stage: &str, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        match &result {
+            Ok(_) => self.lap(stage),
+            Err(error) => {
+                self.clock.lap(stage);
+                kmsg::warn(&format!("{stage}: {error:#}"));
+            }
         }
+        let word = stage.split(' ').next().unwrap_or(stage);
+        result.with_context(|| word.to_owned())
     }
 
-    fn note(&self) {
+    fn lap(&mut self, stage: &str) {
+        self.clock.lap(stage);
+        let ms = self.clock.stages().last().map_or(0, |stage| stage.ms);
+        kmsg::info(&format!("{stage}: done in {ms} ms"));
+    }
+
+    fn note(&mut self) {
+        self.progress.report = self.cold.clone().map(|report| self.report(report));
         if let Err(error) = self.progress.write(&self.host.run_dir) {
             kmsg::warn(&format!("{error:#}"));
         }
