@@ -13,6 +13,8 @@ mod error;
 mod restore;
 mod save;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 pub use carry::{estimate_paths, restore_paths, save_paths};
 pub use error::ContentError;

@@ -371,3 +371,139 @@ fn options(m: &MountInfo) -> Vec<Vec<u8>> {
 pub(super) fn bytes(path: &Path) -> Vec<u8> {
     PathBuf::from(path).into_os_string().into_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::namespace::mnt::mountinfo::parse;
+
+    const HOST: &str = "\
+        29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+        25 29 0:23 / /proc rw shared:11 - proc proc rw
+        28 29 0:25 / /run rw,nosuid shared:5 - tmpfs tmpfs rw
+        38 28 0:32 / /run/lock rw shared:13 - tmpfs tmpfs rw
+        64 28 0:34 / /run/credentials/a.service ro shared:19 - ramfs ramfs rw
+        42 29 254:1 / /var rw shared:18 - xfs /dev/vdb rw
+        36 25 0:30 / /proc/sys/fs/binfmt_misc rw shared:12 - autofs systemd-1 rw
+        70 29 0:50 / /mnt rw shared:30 - nfs4 server:/x rw
+    ";
+
+    fn planned(service: &str) -> Plan {
+        let table = |text: &str| {
+            let lines: Vec<_> = text.lines().map(str::trim).collect();
+            parse(lines.join("\n").as_bytes()).unwrap()
+        };
+        plan(&table(service), &table(HOST), &MountPolicy::default())
+    }
+
+    fn refused(service: &str) -> Vec<String> {
+        planned(service)
+            .problems
+            .into_iter()
+            .map(|p| p.object)
+            .collect()
+    }
+
+    const ROOT: &str = "168 47 254:0 / / ro shared:87 master:1 - ext4 /dev/vda rw\n";
+
+    #[test]
+    fn binds_own_file_systems_and_followers() {
+        let p = planned(&format!(
+            "{ROOT}174 168 0:25 / /run rw,nosuid master:5 - tmpfs tmpfs rw
+            175 174 0:32 / /run/lock rw master:13 - tmpfs tmpfs rw
+            176 174 0:34 / /run/credentials/a.service ro master:19 - ramfs ramfs rw
+            177 174 0:25 /redis /run/redis rw master:5 - tmpfs tmpfs rw
+            178 168 254:1 / /var ro master:18 - xfs /dev/vdb rw
+            190 168 0:41 / /dev ro shared:135 - tmpfs tmpfs rw,size=4096k
+            193 190 0:32 / /dev/lock rw master:13 - tmpfs tmpfs rw"
+        ));
+        assert_eq!(p.problems, []);
+        let optional: Vec<_> = p.image.mounts.iter().map(|m| m.optional).collect();
+        assert_eq!(
+            optional,
+            [false, false, true, true, false, false, false, false]
+        );
+        let bind = &p.image.mounts[4];
+        assert_eq!((&bind.root[..], bind.host_slave), (&b"redis"[..], true));
+        let dev = &p.image.mounts[6];
+        assert_eq!(
+            (dev.own, dev.group, dev.parent),
+            (Some(0), Some(135), Some(0))
+        );
+        let created: Vec<_> = p
+            .image
+            .hosts
+            .iter()
+            .filter(|h| h.create)
+            .map(|h| &h.mountpoint[..])
+            .collect();
+        assert_eq!(created, [&b"/run/lock"[..], b"/var"]); // /dev/lock shows the first
+    }
+
+    #[test]
+    fn a_mount_under_something_of_its_own_is_needed_in_time() {
+        let p = planned(&format!(
+            "{ROOT}174 168 0:25 / /run rw,nosuid master:5 - tmpfs tmpfs rw
+            175 174 0:32 / /run/lock rw master:13 - tmpfs tmpfs rw
+            176 175 0:60 / /run/lock/own rw - tmpfs tmpfs rw"
+        ));
+        let lock = &p.image.mounts[2];
+        assert!(!lock.optional && p.image.hosts[lock.host.unwrap() as usize].create);
+    }
+
+    #[test]
+    fn credentials_of_another_place_are_copied() {
+        let p = planned(&format!(
+            "{ROOT}200 168 0:34 / /creds ro master:19 - ramfs ramfs rw"
+        ));
+        assert_eq!(p.problems, []);
+        assert_eq!(
+            (p.image.mounts[1].own, p.image.mounts[1].host_slave),
+            (Some(0), false)
+        );
+    }
+
+    #[test]
+    fn an_automount_point_is_left_to_its_owner() {
+        let p = planned(&format!(
+            "{ROOT}171 168 0:42 / /proc rw - proc proc rw,hidepid=invisible
+            172 171 0:30 / /proc/sys/fs/binfmt_misc rw master:12 - autofs systemd-1 rw"
+        ));
+        assert_eq!(p.problems, []);
+        assert!(p.image.mounts[2].optional);
+        assert!(!p.image.hosts.iter().any(|h| h.create));
+    }
+
+    #[test]
+    fn what_cannot_be_carried_is_named() {
+        assert_eq!(
+            refused("9 1 0:77 / / rw - overlay o rw"),
+            ["mount / (overlay)", "mount / (overlay)"]
+        );
+        assert_eq!(
+            refused("9 1 254:0 /srv/root / rw master:1 - ext4 /dev/vda rw"),
+            ["mount / (ext4)"]
+        );
+        let with = |line: &str| refused(&format!("{ROOT}{line}"));
+        assert_eq!(
+            with("9 168 0:77 / /data rw - fuse.x x rw"),
+            ["mount /data (fuse.x)"]
+        );
+        assert_eq!(
+            with("9 168 0:50 / /elsewhere rw master:30 - nfs4 s:/x rw"),
+            ["mount /elsewhere (nfs4)"]
+        );
+        assert_eq!(
+            with("9 168 0:25 /gone//deleted /x rw master:5 - tmpfs tmpfs rw"),
+            ["mount /x (tmpfs)"]
+        );
+        assert_eq!(
+            with("9 168 0:25 /a /x rw,idmapped master:5 - tmpfs tmpfs rw"),
+            ["mount /x (tmpfs)"]
+        );
+        assert_eq!(
+            with("9 168 0:25 /a /x rw master:99 - tmpfs tmpfs rw"),
+            ["mount /x (tmpfs)"]
+        );
+    }
+}
