@@ -10,17 +10,45 @@ const DEVICES: [&str; 2] = ["/dev/kmsg", "/root/dev/kmsg"];
 
 /// Logs a step.
 pub fn info(text: &str) {
-    write(6, text);
+    log(6, text);
 }
 
 /// Logs a failure.
 pub fn warn(text: &str) {
-    write(4, text);
+    log(4, text);
+}
+
+/// Sends the warnings of libraries to the same place.
+pub fn take_warnings() {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(|| Warnings)
+        .with_ansi(false)
+        .with_target(false)
+        .with_level(false)
+        .without_time()
+        .finish();
+    // Only a second call could fail.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Makes a record of each line that a subscriber writes.
+struct Warnings;
+
+impl Write for Warnings {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        warn(String::from_utf8_lossy(bytes).trim());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Without a log there is nobody to tell that there is no log, so failing is
 /// silent. A device opened anew for each line is not rate limited.
-fn write(level: u8, text: &str) {
+fn log(level: u8, text: &str) {
     let record = record(level, text);
     for device in DEVICES {
         if let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(device) {

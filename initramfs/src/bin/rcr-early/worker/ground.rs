@@ -77,7 +77,8 @@ const REST: [ApiMount; 3] = [
 ];
 
 /// File systems without which a service would find its files, or put them, on
-/// the one beneath. The others are doors to the kernel that some kernels lack.
+/// the one beneath. The others are doors to the kernel: systemd opens them in
+/// time, and some (bpf) take a second to mount.
 const HOLDS_FILES: [&str; 5] = ["tmpfs", "ramfs", "devpts", "mqueue", "hugetlbfs"];
 
 /// What the worker does to the host.
@@ -133,21 +134,11 @@ impl Ground for Host {
         )
         .context("making mounts shared")?;
         let there = mounted()?;
-        for wanted in pseudo_mounts
+        pseudo_mounts
             .iter()
+            .filter(|wanted| HOLDS_FILES.contains(&wanted.fstype.as_str()))
             .filter(|wanted| !is_in(&there, &wanted.mountpoint))
-        {
-            let needed = HOLDS_FILES.contains(&wanted.fstype.as_str());
-            // The kernel makes the places for its own ones itself.
-            if !needed && !Path::new(&wanted.mountpoint).exists() {
-                continue;
-            }
-            match mount_pseudo(wanted) {
-                Err(error) if needed => return Err(error),
-                Err(error) => kmsg::warn(&format!("prepare: {error:#}")),
-                Ok(()) => {}
-            }
-        }
+            .try_for_each(mount_pseudo)?;
         // Listening on 127.0.0.1 needs the address to exist.
         sys::loopback_up().context("setting up the loopback interface")?;
         let output = self.output_dir();

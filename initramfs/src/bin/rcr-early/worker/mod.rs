@@ -39,6 +39,7 @@ const DONE: i32 = 0;
 /// Restores what the locator of this boot tells of.
 pub fn main(config: &EarlyConfig) -> i32 {
     let host = Host::default();
+    kmsg::take_warnings();
     // A service may have more files open than a kernel's first process may.
     if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, FILES_MAX, FILES_MAX) {
         kmsg::warn(&format!("find: number of open files: {error}"));

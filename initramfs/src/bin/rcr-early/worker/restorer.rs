@@ -51,7 +51,7 @@ impl Restorer for Engine {
         let options = RestoreOptions {
             sibling: true,
             cgroup_mount: Some(self.cgroup_root.clone()),
-            journal_interim: (!plan.journal_streams.is_empty()).then(|| output.to_path_buf()),
+            journal_interim: Some(output.to_path_buf()),
         };
         Ok(Box::new(Stopped(restore(images, &options)?)))
     }
