@@ -187,8 +187,6 @@ impl Drop for Helper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::namespace::NsKind;
-    use crate::namespace::ids::NsIds;
     use crate::namespace::mnt::testing::Memory;
     use proptest::prelude::*;
 
@@ -223,13 +221,22 @@ mod tests {
             like_systemd(&mut images, setgroups, owner);
             let made = build_user(&images, 3).unwrap();
             assert_eq!(ns_owner_uid(made.ns()).unwrap(), owner);
-            // Another process enters it the way a restored task does.
-            let (read, write) = rustix::pipe::pipe().unwrap();
-            let child = Helper(Pid::from_raw(spawn_in_new_userns(0, &write).unwrap()));
-            rustix::io::read(&read, &mut [0; 4]).unwrap();
-            let before = NsIds::of(child.0).unwrap();
-            assert!(!before.same(&NsIds::own().unwrap(), NsKind::User));
-            drop(child);
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&made.ns());
+            let seen = std::process::Command::new("nsenter")
+                .arg(format!("--user=/proc/{}/fd/{fd}", std::process::id()))
+                .args(["--preserve-credentials", "cat"])
+                .args([
+                    "/proc/self/uid_map",
+                    "/proc/self/gid_map",
+                    "/proc/self/setgroups",
+                ])
+                .output()
+                .unwrap();
+            let seen = String::from_utf8(seen.stdout).unwrap();
+            let words: Vec<_> = seen.split_whitespace().collect();
+            let map = ["0", "0", "1", "105", "105", "1"];
+            let said = if setgroups { "allow" } else { "deny" };
+            assert_eq!(words, [&map[..], &map[..], &[said]].concat());
         }
     }
 

@@ -19,6 +19,7 @@ mod nodes;
 mod plan;
 mod save;
 mod schema;
+mod sources;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

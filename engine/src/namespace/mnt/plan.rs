@@ -134,7 +134,7 @@ impl Planner<'_> {
             }
         }
         match self.host_origin(m, slave_of.or(peer_of)) {
-            Some(h) => self.from_host(m, h, &mut entry),
+            Some(h) => self.show_host(m, h, &mut entry),
             None if entry.host_slave || entry.host_peer => {
                 self.refuse(
                     m,
@@ -163,11 +163,11 @@ impl Planner<'_> {
             .map(|(i, _)| i)
     }
 
-    fn from_host(&mut self, m: &MountInfo, h: usize, entry: &mut MountEntry) {
+    fn show_host(&mut self, m: &MountInfo, h: usize, entry: &mut MountEntry) {
         let host = &self.host[h];
         let below = m.root.strip_prefix(&host.root).unwrap_or(Path::new(""));
         let as_on_host = m.mountpoint == host.mountpoint && below.as_os_str().is_empty();
-        let delivered = as_on_host && entry.host_slave && self.below_same_parent(host, entry);
+        let delivered = as_on_host && follows_host(entry) && self.below_same_parent(host, entry);
         let again = can_mount_again(host, self.host, self.policy);
         let mut create = false;
         if !BASE.iter().any(|b| host.mountpoint.as_os_str() == *b) {
@@ -205,7 +205,7 @@ impl Planner<'_> {
             let shows = parent
                 .host
                 .map(|h| self.host[self.plan.hosts[h as usize]].id);
-            parent.host_slave && shows == Some(host.parent)
+            follows_host(parent) && shows == Some(host.parent)
         })
     }
 
@@ -305,6 +305,11 @@ impl Planner<'_> {
     fn refuse(&mut self, m: &MountInfo, reason: impl Into<String>) {
         self.plan.problems.push(Problem::mount(m, reason));
     }
+}
+
+/// Whether what happens on the host mount that it shows happens here too.
+fn follows_host(m: &MountEntry) -> bool {
+    m.host_slave || m.host_peer
 }
 
 /// Whether early boot can mount it from what is recorded.

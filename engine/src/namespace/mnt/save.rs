@@ -231,6 +231,11 @@ impl Examined {
                 continue;
             }
             let m = &service.mounts[at];
+            if m.unbindable {
+                let reason = "it is unbindable, so its content cannot be read apart";
+                self.plan.problems.push(Problem::mount(m, reason));
+                continue;
+            }
             // What other mounts cover, no path of the service leads to.
             let Some(dir) = bare_clone(&service.ns, &service.root, m)? else {
                 continue;

@@ -79,7 +79,7 @@ fn full_boot() {
     fs::create_dir_all("/run/systemd/inaccessible/dir").unwrap();
     fs::set_permissions(
         "/run/systemd/inaccessible/dir",
-        fs::Permissions::from_mode(0),
+        fs::Permissions::from_mode(0o0),
     )
     .unwrap();
     let none = Mode::empty();
@@ -221,4 +221,47 @@ fn a_hardened_namespace_comes_back_over_an_early_boot() {
         assert!(fs::write(root.join("run/unit/x"), b"").is_err());
         assert!(fs::write(root.join("run/lock/null"), b"into nothing").is_ok());
     });
+}
+
+/// Shared mounts with peers and slaves inside the namespace.
+fn grouped() {
+    unshare(UnshareFlags::NEWNS).unwrap();
+    propagate("/", MsFlags::MS_SLAVE);
+    tmpfs("/run/unit", MsFlags::empty(), "mode=755");
+    for dir in ["/run/unit/a", "/run/unit/a/b"] {
+        fs::create_dir(dir).unwrap();
+    }
+    propagate("/", MsFlags::MS_SHARED);
+    bind("/run/unit/a", "/run/lock"); // a narrower peer of /run/unit
+    bind("/run/unit", "/tmp");
+    propagate("/tmp", MsFlags::MS_SLAVE);
+    mount(Some("proc"), "/run/mqueue", Some("proc"), HARD, NONE).unwrap();
+    propagate("/run/mqueue", MsFlags::MS_UNBINDABLE);
+}
+
+#[test]
+fn peer_groups_and_slaves_within_the_namespace_come_back() {
+    roundtrip(grouped, &["/run/credentials", "/dev"], |root| {
+        // What is mounted in one peer appears in the others, and in the slave.
+        assert!(root.join("tmp/a/b").exists() && root.join("run/lock/b").exists());
+    });
+}
+
+/// A namespace that was never cut off from the host.
+fn peers_of_the_host() {
+    unshare(UnshareFlags::NEWNS).unwrap();
+    tmpfs("/run/unit", MsFlags::empty(), "mode=755");
+}
+
+#[test]
+fn peers_of_the_host_come_back_as_such() {
+    let left_out = [
+        "/run/credentials",
+        "/run/lock",
+        "/run/mqueue",
+        "/tmp",
+        "/run/unit",
+        "/dev",
+    ];
+    roundtrip(peers_of_the_host, &left_out, |_| {});
 }
