@@ -51,6 +51,9 @@ pub struct RcrTask {
     /// `/proc/PID/coredump_filter`.
     #[prost(uint32, optional, tag = "5")]
     pub coredump_filter: Option<u32>,
+    /// `PR_GET_MDWE`: executable memory it may not gain, 0 for none.
+    #[prost(uint32, required, tag = "7")]
+    pub mdwe: u32,
     /// Names given to private mappings (`PR_SET_VMA_ANON_NAME`).
     #[prost(message, repeated, tag = "6")]
     pub vma_names: Vec<VmaName>,

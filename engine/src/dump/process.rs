@@ -27,6 +27,7 @@ const ARENA_BYTES: u64 = 256 << 10;
 const PR_GET_DUMPABLE: i32 = 3;
 const PR_GET_CHILD_SUBREAPER: i32 = 37;
 const PR_GET_THP_DISABLE: i32 = 42;
+const PR_GET_MDWE: i32 = 66;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
 
 /// `task_state` values of the common schema.
@@ -83,7 +84,7 @@ impl Dump<'_> {
         self.stats.page_bytes += runs.bytes() as u64;
         pages::save(pid, &runs, pages_id, self.sink)?;
 
-        self.threads(p, settled, vdso.as_ref(), mm_entry, ids)?;
+        let mdwe = self.threads(p, settled, vdso.as_ref(), mm_entry, ids)?;
 
         let cgroup =
             std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(io("cgroup"))?;
@@ -101,6 +102,7 @@ impl Dump<'_> {
             cgroup,
             coredump_filter: u32::from_str_radix(filter.trim(), 16).ok(),
             vma_names: names_of_vmas,
+            mdwe,
         };
         Ok(put_records(
             self.sink,
@@ -240,7 +242,8 @@ impl Dump<'_> {
         Ok((entry, named))
     }
 
-    /// Runs our programs in the process and saves its threads.
+    /// Runs our programs in the process and saves its threads. Returns what it
+    /// has forbidden itself (`PR_GET_MDWE`).
     fn threads(
         &mut self,
         p: &FrozenProcess,
@@ -248,7 +251,7 @@ impl Dump<'_> {
         vdso: Option<&Vdso>,
         mut mm_entry: MmEntry,
         ids: TaskKobjIdsEntry,
-    ) -> Result<(), DumpError> {
+    ) -> Result<u32, DumpError> {
         let pid = p.info.pid;
         let leader = Tracee { tid: pid };
         let insn = find_syscall(pid, vdso.map(|v| (v.text.start, v.text.end)))?;
@@ -258,7 +261,7 @@ impl Dump<'_> {
             arena: leader.map_arena(insn, None, ARENA_BYTES)?,
         };
 
-        let tc = self.process_state(p, arena.arena, &mut mm_entry)?;
+        let (tc, mdwe) = self.process_state(p, arena.arena, &mut mm_entry)?;
         put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
         let mut tc = Some((tc, ids));
         for t in &settled {
@@ -276,7 +279,7 @@ impl Dump<'_> {
         // Dropped in this order: our mapping goes, then registers come back.
         drop(arena);
         drop(settled);
-        Ok(())
+        Ok(mdwe)
     }
 
     /// Asks the process itself for what only it can tell.
@@ -285,7 +288,7 @@ impl Dump<'_> {
         p: &FrozenProcess,
         arena: Arena,
         mm_entry: &mut MmEntry,
-    ) -> Result<TaskCoreEntry, DumpError> {
+    ) -> Result<(TaskCoreEntry, u32), DumpError> {
         let pid = p.info.pid;
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
         let mut prog = Program::new();
@@ -316,6 +319,12 @@ impl Dump<'_> {
             "read membarrier registrations",
             &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0.into(), 0.into()],
         );
+        // Linux 6.3.
+        let mdwe = prog.try_call(
+            libc::SYS_prctl,
+            "read MDWE",
+            &[PR_GET_MDWE.into(), 0.into(), 0.into(), 0.into(), 0.into()],
+        );
         let out = Tracee { tid: pid }.run(arena, &prog)?;
 
         mm_entry.mm_brk = out.result(brk) as u64;
@@ -325,7 +334,7 @@ impl Dump<'_> {
             .map_err(io("personality"))?;
         let oom = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
             .map_err(io("oom_score_adj"))?;
-        Ok(TaskCoreEntry {
+        let tc = TaskCoreEntry {
             task_state: if p.stop_signal != 0 { STOPPED } else { ALIVE },
             stop_signo: (p.stop_signal != 0).then_some(p.stop_signal as u32),
             personality: u32::from_str_radix(personality.trim(), 16).unwrap_or(0),
@@ -340,7 +349,8 @@ impl Dump<'_> {
             child_subreaper: Some(out.data(subreaper)[0] != 0),
             membarrier_registration_mask: u32::try_from(out.result(membarrier)).ok(),
             ..TaskCoreEntry::default()
-        })
+        };
+        Ok((tc, u32::try_from(out.result(mdwe)).unwrap_or(0)))
     }
 }
 

@@ -146,18 +146,13 @@ impl Tracee {
         let args = [at.unwrap_or(0), len, rw, flags as u64, u64::MAX, 0];
         let base = self.call_at(insn, "mmap of our arena", libc::SYS_mmap, args)? as u64;
         let arena = Arena { base, len };
-        let code = INTERPRETER.code();
-        write_memory(
-            self.tid,
-            &[Span {
-                start: base,
-                len: code.len(),
-            }],
-            code,
-        )?;
+        // Executable from the start and never writable: a process may have
+        // forbidden itself to gain executable memory (PR_SET_MDWE).
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        let args = [base, CODE_BYTES, rx, 0, 0, 0];
-        self.call_at(insn, "mprotect of our code", libc::SYS_mprotect, args)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let args = [base, CODE_BYTES, rx, flags as u64, u64::MAX, 0];
+        self.call_at(insn, "mmap of our code", libc::SYS_mmap, args)?;
+        poke(self.tid, base, INTERPRETER.code())?;
         Ok(arena)
     }
 
@@ -300,6 +295,17 @@ impl Tracee {
             }
         }
     }
+}
+
+/// Writes into memory that is not writable for the task itself.
+fn poke(tid: i32, at: u64, bytes: &[u8]) -> SysResult<()> {
+    use std::os::unix::fs::FileExt;
+    let path = format!("/proc/{tid}/mem");
+    let open = std::fs::OpenOptions::new().write(true).open(&path);
+    open.and_then(|f| f.write_all_at(bytes, at)).map_err(|e| {
+        let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+        SysError::new("write", &path, errno)
+    })
 }
 
 /// Finds a `syscall` instruction in the task's vDSO, whose range is given.

@@ -15,6 +15,7 @@ use crate::task::{creds, limits, sched, signals, timers};
 const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
 const PR_SET_THP_DISABLE: i32 = 41;
+const PR_SET_MDWE: i32 = 65;
 /// Where our pidfd sits in a process's table while descriptors are placed: a
 /// number no descriptor of the process has.
 fn spare_number(live: &LiveImage) -> i32 {
@@ -58,6 +59,10 @@ impl Step<'_, '_> {
         self.place(&mut prog, placed, spare, &live.fdinfo)?;
         self.files.late(p.pid, &live.fdinfo, &mut prog)?;
         self.state(&mut prog, live);
+        if p.ext.mdwe != 0 {
+            let forbidden = p.ext.mdwe as i32;
+            set(&mut prog, "forbid gaining executable memory", PR_SET_MDWE, forbidden);
+        }
         creds::restore_ids(&mut prog, leader(live)?);
         if let Some(user) = self.worlds.user(&live.ids) {
             let fd = user.ns().as_raw_fd();
