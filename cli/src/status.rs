@@ -197,7 +197,7 @@ outcome:      cold start
 reason:       nginx.service: it died
 blackout:     12.345 s
 
-service                                            pid       now
+service                                           pid       now
 nginx.service                        cold           7         9  it died
 
 stage                                       ms

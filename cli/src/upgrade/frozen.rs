@@ -1,8 +1,7 @@
 //! Stage 5: every service stands still.
 //!
-//! Success: no thread of any tagged service runs, and systemd will neither stop
-//! nor start them by their commands. Failure, or dropping the value: all run on,
-//! nothing is loaded, the region is given back.
+//! Success: no thread of any tagged service runs. Failure, or dropping the
+//! value: all run on, nothing is loaded, the region is given back.
 
 use anyhow::{Context, Result};
 use rcr_engine::freeze;
@@ -38,8 +37,8 @@ impl Frozen {
             image,
             region,
             nonce,
+            silent,
         } = loaded;
-        let silent = SilentStop::install(services.iter().map(|s| s.unit.id.as_str()))?;
         let frozen_ms = now_ms();
         let mut trees = Vec::new();
         for service in services {

@@ -1,7 +1,8 @@
 //! Stage 4: the next kernel is loaded and told where the region lies.
 //!
-//! Success: a kexec would boot it. Failure, or dropping the value: nothing is
-//! loaded and the region is given back; services never noticed.
+//! Success: a kexec would boot it, and systemd will neither stop nor start the
+//! services by their commands. Failure, or dropping the value: nothing is loaded
+//! and the region is given back; services never noticed.
 
 use std::ops::Range;
 
@@ -9,6 +10,8 @@ use anyhow::Result;
 use rcr_kexec::{Machine, Plan, Request};
 use rcr_pmem_store::region::HugeRegion;
 use rcr_pmem_store::{Locator, Nonce, PhysRange, SETUP_DATA_TYPE};
+
+use rcr_systemd::dropin::SilentStop;
 
 use super::prepared::Prepared;
 use super::target::Target;
@@ -20,6 +23,7 @@ pub struct Loaded {
     pub(super) services: Vec<Service>,
     /// `uname -r` of it.
     pub(super) release: String,
+    pub(super) silent: SilentStop,
     // Unloaded before the region it names goes.
     pub(super) image: LoadedImage,
     pub(super) region: HugeRegion,
@@ -64,7 +68,9 @@ impl Loaded {
         // The load itself may have made the kernel move pages.
         region.recheck_pfns()?;
         let release = target.kernel.release().to_owned();
+        let silent = SilentStop::install(services.iter().map(|s| s.unit.id.as_str()))?;
         Ok(Loaded {
+            silent,
             services,
             release,
             image,

@@ -97,7 +97,7 @@ fn carry(
     reached(&FailAt::Prepare)?;
     progress.end("prepare");
 
-    progress.begin("loading the kernel");
+    progress.begin("loading the kernel, preparing systemd");
     let loaded = Loaded::load(prepared).or_rolled_back()?;
     reached(&FailAt::Load)?;
     progress.end("load");
