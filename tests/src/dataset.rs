@@ -41,7 +41,8 @@ impl Dataset {
         value_bytes: 230,
     };
 
-    /// Sets every key.
+    /// Sets every key and saves: else the server would fork a child for that
+    /// some time later, and its processes would not be the ones we noted.
     ///
     /// # Errors
     /// When the server does not take them.
@@ -58,6 +59,7 @@ impl Dataset {
                 .collect();
             client.pipeline(&commands)?;
         }
+        client.call(&[b"SAVE"])?;
         Ok(())
     }
 

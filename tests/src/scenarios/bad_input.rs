@@ -16,6 +16,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     run: bad_input,
 }];
 
+/// Less than the workload `ballast` takes once it has filled its memory, more
+/// than the machine then has left.
+const BALLAST_BYTES: u64 = 2_300_000_000;
+
 /// One wrong thing.
 struct Case<'a> {
     what: &'a str,
@@ -112,7 +116,11 @@ fn bad_input(bench: &Bench<'_>) -> Result<()> {
         },
         Case {
             what: "too little memory",
-            before: &format!("{both}; echo ballast.service >>{list}"),
+            before: &format!(
+                "{both}; echo ballast.service >>{list}; \
+                 until [ $(systemctl show -P MemoryCurrent ballast) -gt {BALLAST_BYTES} ]; \
+                 do sleep 0.2; done"
+            ),
             argv: upgrade(&good),
             after: &format!("systemctl stop ballast; {both}"),
             says: &["mib", "memory"],
