@@ -11,9 +11,9 @@ pub enum Family {
     InitramfsTools,
     /// dracut: init, or units of systemd, source `HOOKS/NAME/*.sh`.
     Dracut {
-        /// The directory of the hooks inside the initrd: up to version 106
-        /// `usr/lib/dracut/hooks` (reached through `/lib`), then
-        /// `var/lib/dracut/hooks`.
+        /// The directory of the hooks inside the initrd: `var/lib/dracut/hooks`
+        /// (Debian's 106 and later), before that `usr/lib/dracut/hooks`, reached
+        /// through `/lib`.
         hooks: &'static str,
     },
 }

@@ -9,6 +9,9 @@ use rcr_initramfs::config::{BOOT_DIR, CONFIG_PATH, EarlyConfig, INIT_ARGUMENT};
 /// Name of the configuration's copy in [`BOOT_DIR`].
 pub const CONFIG_NAME: &str = "config.json";
 
+/// Time limit, in seconds, of a boot in which a test lets the worker hang.
+const HANG_LIMIT_SECONDS: u64 = 30;
+
 /// The configuration in the initramfs.
 pub fn overlay_config() -> anyhow::Result<EarlyConfig> {
     read_config(Path::new(CONFIG_PATH))
@@ -18,6 +21,10 @@ pub fn overlay_config() -> anyhow::Result<EarlyConfig> {
 pub fn staged_config() -> anyhow::Result<EarlyConfig> {
     let mut config = read_config(&Path::new(BOOT_DIR).join(CONFIG_NAME))?;
     apply_cmdline(&mut config, &cmdline());
+    if config.fail_at.as_deref() == Some("hang") {
+        // A test waits for the limit on purpose.
+        config.time_limit_seconds = config.time_limit_seconds.min(HANG_LIMIT_SECONDS);
+    }
     Ok(config)
 }
 
