@@ -12,10 +12,10 @@ use nix::sys::socket::{
     listen, sendmsg, socket,
 };
 
-use crate::dump::{DumpError, Guard, Settled};
+use crate::dump::{DumpError, Settled, Workshop};
 use crate::memory::maps;
 use crate::memory::vdso::Vdso;
-use crate::remote::{Program, RemoteError, Tracee, find_syscall};
+use crate::remote::{Program, RemoteError};
 use crate::sys::ptrace::{self, Stop};
 
 /// More than that are not replaced at once.
@@ -65,14 +65,7 @@ pub fn replace_fds(pid: i32, new: &[(i32, BorrowedFd<'_>)]) -> Result<(), DumpEr
     let vmas = maps::read_ranges(pid).map_err(io("mappings"))?;
     let vdso = Vdso::find(&vmas);
     let settled = Settled::new(pid, vdso.as_ref())?;
-    let leader = Tracee { tid: pid };
-    let insn = find_syscall(pid, vdso.as_ref().map(|v| (v.text.start, v.text.end)))?;
-    let arena = leader.map_arena(insn, None, ARENA_BYTES)?;
-    let guard = Guard {
-        leader,
-        insn,
-        arena,
-    };
+    let workshop = Workshop::open(&settled, vdso.as_ref(), ARENA_BYTES)?;
 
     let mut p = Program::new();
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
@@ -91,7 +84,7 @@ pub fn replace_fds(pid: i32, new: &[(i32, BorrowedFd<'_>)]) -> Result<(), DumpEr
         "connect to rcr",
         &[s.into(), address.into(), len.into()],
     );
-    let sock = leader.run(arena, &p)?.result(s);
+    let sock = workshop.run(&p)?.result(s);
 
     send(&listener, new).map_err(io("handing over descriptors"))?;
 
@@ -114,7 +107,7 @@ pub fn replace_fds(pid: i32, new: &[(i32, BorrowedFd<'_>)]) -> Result<(), DumpEr
         "receive descriptors",
         &[fd(sock), msg.into(), 0.into()],
     );
-    let out = leader.run(arena, &p)?;
+    let out = workshop.run(&p)?;
     let received: Vec<i32> = out.data(control)[16..16 + new.len() * 4]
         .chunks_exact(4)
         .map(|c| i32::from_le_bytes(c.try_into().expect("4 bytes")))
@@ -128,9 +121,7 @@ pub fn replace_fds(pid: i32, new: &[(i32, BorrowedFd<'_>)]) -> Result<(), DumpEr
     for from in received.into_iter().chain([sock as i32]) {
         p.call(libc::SYS_close, "close a spare descriptor", &[from.into()]);
     }
-    leader.run(arena, &p)?;
-    drop(guard);
-    drop(settled);
+    workshop.run(&p)?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 mod check;
 mod numbers;
 mod process;
+mod settled;
 mod sharing;
 mod thread;
 
@@ -33,8 +34,7 @@ use crate::sys::SysError;
 use crate::task::seccomp::FilterTable;
 
 pub use check::{check, estimate_bytes};
-pub(crate) use process::Guard;
-pub(crate) use thread::Settled;
+pub(crate) use settled::{Settled, Workshop};
 
 /// Name of the tree that holds [`DumpOptions::carry`].
 pub(crate) const CARRIED: &str = "carried";

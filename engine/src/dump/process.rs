@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::thread::Settled;
+use super::settled::{Settled, Workshop};
 use super::{Dump, DumpError, DumpOptions};
 use crate::Refusal;
 use crate::ext::{self, RcrTask, VmaName};
@@ -16,7 +16,7 @@ use crate::memory::maps::{self, Vma};
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
 use crate::memory::{mm, pages};
-use crate::remote::{Arena, OpId, Program, Tracee, find_syscall};
+use crate::remote::{OpId, Program};
 use crate::sys::process::pidfd_open;
 use crate::task::status::Status;
 use crate::task::{limits, signals, timers};
@@ -253,20 +253,14 @@ impl Dump<'_> {
         ids: TaskKobjIdsEntry,
     ) -> Result<u32, DumpError> {
         let pid = p.info.pid;
-        let leader = Tracee { tid: pid };
-        let insn = find_syscall(pid, vdso.map(|v| (v.text.start, v.text.end)))?;
-        let arena = Guard {
-            leader,
-            insn,
-            arena: leader.map_arena(insn, None, ARENA_BYTES)?,
-        };
-
-        let (tc, mdwe) = self.process_state(p, arena.arena, &mut mm_entry)?;
+        let leader = &settled[0];
+        let workshop = Workshop::open(leader, vdso, ARENA_BYTES)?;
+        let (tc, mdwe) = self.process_state(p, &workshop, &mut mm_entry)?;
         put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
         let mut tc = Some((tc, ids));
         for t in &settled {
             let mine = if t.tid == pid { tc.take() } else { None };
-            self.thread(pid, t, arena.arena, |core| {
+            self.thread(pid, t, &workshop, |core| {
                 if let Some((tc, ids)) = mine {
                     core.ids = Some(ids);
                     core.tc = Some(TaskCoreEntry {
@@ -276,9 +270,6 @@ impl Dump<'_> {
                 }
             })?;
         }
-        // Dropped in this order: our mapping goes, then registers come back.
-        drop(arena);
-        drop(settled);
         Ok(mdwe)
     }
 
@@ -286,7 +277,7 @@ impl Dump<'_> {
     fn process_state(
         &mut self,
         p: &FrozenProcess,
-        arena: Arena,
+        workshop: &Workshop<'_>,
         mm_entry: &mut MmEntry,
     ) -> Result<(TaskCoreEntry, u32), DumpError> {
         let pid = p.info.pid;
@@ -325,7 +316,7 @@ impl Dump<'_> {
             "read MDWE",
             &[PR_GET_MDWE.into(), 0.into(), 0.into(), 0.into(), 0.into()],
         );
-        let out = Tracee { tid: pid }.run(arena, &prog)?;
+        let out = workshop.run(&prog)?;
 
         mm_entry.mm_brk = out.result(brk) as u64;
         mm_entry.dumpable = Some(out.result(dumpable) as i32);
@@ -351,20 +342,5 @@ impl Dump<'_> {
             ..TaskCoreEntry::default()
         };
         Ok((tc, u32::try_from(out.result(mdwe)).unwrap_or(0)))
-    }
-}
-
-/// Our mapping in a process, taken away again whatever happens.
-pub(crate) struct Guard {
-    pub leader: Tracee,
-    pub insn: u64,
-    pub arena: Arena,
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Err(e) = self.leader.unmap_arena(self.insn, self.arena) {
-            tracing::error!(pid = self.leader.tid, "our mapping stays behind: {e}");
-        }
     }
 }

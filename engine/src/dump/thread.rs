@@ -1,5 +1,6 @@
 //! One thread: registers, signal state, scheduling, credentials, seccomp.
 
+use super::settled::{Settled, Workshop};
 use super::{Dump, DumpError};
 use crate::arch;
 use crate::ext::{self, RcrThread};
@@ -7,43 +8,15 @@ use crate::image::schema::{
     CoreEntry, March, RseqEntry, SeccompMode, ThreadCoreEntry, ThreadInfoX86,
 };
 use crate::image::{Kind, put_records};
-use crate::memory::vdso::Vdso;
-use crate::remote::{Arena, Outcome, Program, SavedRegs, Tracee};
+use crate::remote::{Outcome, Program};
 use crate::sys::process::robust_list;
 use crate::sys::ptrace;
 use crate::task::status::Status;
-use crate::task::{registers, sched, settle, signals};
+use crate::task::{registers, sched, signals};
 
 const PR_GET_PDEATHSIG: i32 = 2;
 const PR_GET_SECUREBITS: i32 = 27;
 const PR_GET_TID_ADDRESS: i32 = 40;
-
-/// A thread brought to a stop from which it can go on anywhere, with its
-/// registers remembered; they are put back on drop.
-pub struct Settled {
-    pub tid: i32,
-    pub saved: SavedRegs,
-}
-
-impl Settled {
-    /// Settles a frozen thread.
-    pub fn new(tid: i32, vdso: Option<&Vdso>) -> Result<Self, DumpError> {
-        settle::leave_vdso(tid, vdso.map(|v| (v.text.start, v.text.end)))?;
-        settle::abort_rseq(tid, &ptrace::rseq_configuration(tid)?)?;
-        Ok(Self {
-            tid,
-            saved: SavedRegs::take(tid)?,
-        })
-    }
-}
-
-impl Drop for Settled {
-    fn drop(&mut self) {
-        if let Err(e) = self.saved.put_back() {
-            tracing::error!(tid = self.tid, "registers could not be put back: {e}");
-        }
-    }
-}
 
 impl Dump<'_> {
     /// Saves a thread; the leader's `core` image is completed by `finish`.
@@ -51,7 +24,7 @@ impl Dump<'_> {
         &mut self,
         pid: i32,
         t: &Settled,
-        arena: Arena,
+        workshop: &Workshop<'_>,
         finish: impl FnOnce(&mut CoreEntry),
     ) -> Result<(), DumpError> {
         let tid = t.tid;
@@ -79,7 +52,7 @@ impl Dump<'_> {
             0.into(),
         ];
         let secbits = p.call(libc::SYS_prctl, "read securebits", &zero);
-        let outcome = Tracee { tid }.run(arena, &p)?;
+        let outcome = workshop.run_in(t, &p)?;
 
         let read_u64 = |o: &Outcome, r| u64::from_le_bytes(o.data(r).try_into().expect("8 bytes"));
         let status = Status::read(tid).map_err(DumpError::io(format!("status of {tid}")))?;

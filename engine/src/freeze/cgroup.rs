@@ -6,15 +6,17 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::FreezeError;
+use crate::sys::guard::Guard;
 
 /// How long tasks may take to reach a point where they can be frozen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A frozen cgroup; dropping it thaws.
+/// A frozen cgroup; dropping it thaws, and so does our death.
 #[derive(Debug)]
 pub struct CgroupFreezer {
     dir: PathBuf,
-    was_frozen: bool,
+    /// `None` where somebody else had frozen it before.
+    guard: Option<Guard>,
 }
 
 impl CgroupFreezer {
@@ -26,9 +28,13 @@ impl CgroupFreezer {
         };
         let file = dir.join("cgroup.freeze");
         let was = std::fs::read_to_string(&file).map_err(|e| io("freezing", e))?;
+        let guard = match was.trim() {
+            "1" => None,
+            _ => Some(Guard::write_at_death(&file, "0").map_err(|e| io("guarding", e))?),
+        };
         let this = Self {
             dir: dir.to_owned(),
-            was_frozen: was.trim() == "1",
+            guard,
         };
         std::fs::write(&file, "1").map_err(|e| io("freezing", e))?;
         let end = Instant::now() + PATIENCE;
@@ -52,7 +58,7 @@ impl CgroupFreezer {
 
 impl Drop for CgroupFreezer {
     fn drop(&mut self) {
-        if !self.was_frozen
+        if self.guard.is_some()
             && let Err(e) = std::fs::write(self.dir.join("cgroup.freeze"), "0")
         {
             tracing::error!("{}: cannot thaw: {e}", self.dir.display());

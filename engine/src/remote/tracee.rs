@@ -339,16 +339,18 @@ pub struct SavedRegs {
 }
 
 impl SavedRegs {
-    /// Remembers registers and signal mask, and blocks every signal so that
-    /// none is consumed while programs run.
+    /// Remembers registers and signal mask.
     pub fn take(tid: i32) -> SysResult<Self> {
-        let saved = Self {
+        Ok(Self {
             tid,
             regs: ptrace::get_regs(tid)?,
             sigmask: ptrace::get_sigmask(tid)?,
-        };
-        ptrace::set_sigmask(tid, u64::MAX)?;
-        Ok(saved)
+        })
+    }
+
+    /// Blocks every signal, until they are put back.
+    pub fn block_signals(&self) -> SysResult<()> {
+        ptrace::set_sigmask(self.tid, u64::MAX)
     }
 
     /// The registers as they were.

@@ -61,7 +61,12 @@ impl Step<'_, '_> {
         self.state(&mut prog, live);
         if p.ext.mdwe != 0 {
             let forbidden = p.ext.mdwe as i32;
-            set(&mut prog, "forbid gaining executable memory", PR_SET_MDWE, forbidden);
+            set(
+                &mut prog,
+                "forbid gaining executable memory",
+                PR_SET_MDWE,
+                forbidden,
+            );
         }
         creds::restore_ids(&mut prog, leader(live)?);
         if let Some(user) = self.worlds.user(&live.ids) {

@@ -3,6 +3,7 @@
 //! Callers see owned descriptors, slices and [`Result`]s whose error names the
 //! call. The raw calls and their `unsafe` stay in this folder.
 
+pub mod guard;
 pub mod process;
 pub mod ptrace;
 
