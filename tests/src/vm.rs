@@ -292,11 +292,11 @@ impl Vm {
         Ok(exit.out())
     }
 
-    /// Runs a command that is meant to end in another boot. Returns the exit
-    /// if it came back, the new boot if the kernel was replaced.
+    /// Runs a command that is meant to end in another boot. Exiting with 0
+    /// says that the boot is under way; it is then waited for.
     ///
     /// # Errors
-    /// When neither happens in `timeout`, or QEMU ends.
+    /// When neither a failure nor a new boot comes in `timeout`, or QEMU ends.
     pub fn exec_across<S: AsRef<str>>(
         &mut self,
         argv: &[S],
@@ -307,7 +307,12 @@ impl Vm {
         let outcome = self
             .agent
             .exec_across(argv, &before.id, timeout, &mut self.child);
-        outcome.map_err(|error| self.with_console(error))
+        match outcome.map_err(|error| self.with_console(error))? {
+            Crossing::Returned(exit) if exit.success() => self
+                .wait_other_boot(&before.id, timeout)
+                .map(Crossing::Jumped),
+            crossing => Ok(crossing),
+        }
     }
 
     /// Waits until a boot other than `before` answers.

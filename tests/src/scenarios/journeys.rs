@@ -66,10 +66,6 @@ fn systemctl_kexec(bench: &Bench<'_>) -> Result<()> {
     ])?;
     match vm.exec_across(&["systemctl", "kexec"], UPGRADE_TIMEOUT)? {
         Crossing::Jumped(_) => {}
-        // systemctl only queues the job.
-        Crossing::Returned(exit) if exit.success() => {
-            vm.wait_other_boot(&before.boot_id, UPGRADE_TIMEOUT)?;
-        }
         Crossing::Returned(exit) => bail!("systemctl kexec {}: {}", exit.how(), exit.err()),
     }
     let state = vm.wait_settled()?;

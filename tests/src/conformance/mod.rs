@@ -1,0 +1,31 @@
+//! Conformance: one small program per kernel object, checked after dump and
+//! restore against what it knew before.
+//!
+//! ```text
+//!  runner ── spawns ──> program: setup, "ready", waits
+//!     │                                 ▲
+//!     ├─ observes /proc of the tree     │
+//!     ├─ dump (own process), reaps ─────┤
+//!     ├─ restore (own process) ─────────┤
+//!     ├─ observes /proc again, compares │
+//!     └─ "go" ──────────────────────────┴──> program checks itself: result
+//! ```
+//! A program and the runner talk through files of the program's directory
+//! ([`stage`]): no descriptor leads out of the tree. Every program goes through
+//! three modes ([`runner::Mode`]).
+
+pub mod case;
+pub mod findings;
+pub mod forge;
+pub mod member;
+pub mod observe;
+pub mod programs;
+pub mod runner;
+pub mod stage;
+pub mod steps;
+pub mod sys;
+
+pub use case::{Case, Check, Setup};
+pub use findings::Findings;
+pub use member::Member;
+pub use stage::Stage;

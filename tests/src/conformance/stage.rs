@@ -1,0 +1,107 @@
+//! A program's side of the conversation with the runner: files in its
+//! directory, which outlive it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::programs::ALL;
+use super::{Case, Findings};
+
+/// How often files are looked for.
+pub const POLL: Duration = Duration::from_millis(3);
+
+/// Where a program lives.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    dir: PathBuf,
+}
+
+impl Stage {
+    /// The directory of one run.
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// A path of the program's own.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join("files").join(name)
+    }
+
+    /// The program's own directory.
+    pub fn files(&self) -> PathBuf {
+        self.dir.join("files")
+    }
+
+    /// Where what it prints goes.
+    pub fn output(&self) -> PathBuf {
+        self.dir.join("output")
+    }
+
+    /// Where the images of a cycle go.
+    pub fn images(&self, cycle: u32) -> PathBuf {
+        self.dir.join(format!("images.{cycle}"))
+    }
+
+    /// Tells the runner words that a refusal has to contain.
+    pub fn expect_refusal(&self, words: &[String]) -> Result<()> {
+        Ok(fs::write(self.dir.join("refusal"), words.join("\n"))?)
+    }
+
+    /// The words of [`Stage::expect_refusal`].
+    pub fn refusal(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.dir.join("refusal"))?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The program is set up.
+    pub fn ready_file(&self) -> PathBuf {
+        self.dir.join("ready")
+    }
+
+    /// The program is to check itself.
+    pub fn go_file(&self, cycle: u32) -> PathBuf {
+        self.dir.join(format!("go.{cycle}"))
+    }
+
+    /// What it found.
+    pub fn result_file(&self, cycle: u32) -> PathBuf {
+        self.dir.join(format!("result.{cycle}"))
+    }
+
+    /// Writes a file so that it appears whole.
+    pub fn publish(&self, path: &Path, text: &str) -> Result<()> {
+        let draft = self.dir.join("draft");
+        fs::write(&draft, text).context("draft")?;
+        fs::rename(&draft, path).with_context(|| path.display().to_string())
+    }
+}
+
+/// The life of a program: setup, then a check whenever the runner says so.
+pub fn perform(name: &str, dir: &Path) -> Result<()> {
+    let case: &Case = ALL
+        .iter()
+        .flat_map(|area| area.iter())
+        .find(|c| c.name == name)
+        .ok_or_else(|| anyhow!("no program {name}"))?;
+    nix::unistd::setsid().context("setsid")?;
+    let stage = Stage::new(dir);
+    fs::create_dir(stage.files())?;
+    let mut check = (case.setup)(&stage)?;
+    stage.publish(&stage.ready_file(), "")?;
+    for cycle in 1.. {
+        let go = stage.go_file(cycle);
+        while !go.exists() {
+            std::thread::sleep(POLL);
+        }
+        let mut findings = Findings::default();
+        findings.run(&mut check);
+        let text: String = findings.lines().iter().map(|l| format!("{l}\n")).collect();
+        stage.publish(&stage.result_file(cycle), &text)?;
+    }
+    Ok(())
+}
