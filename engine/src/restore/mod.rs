@@ -136,7 +136,6 @@ impl Restored {
             let (arena, insn) = self.ways_out[&p.pid];
             Tracee { tid: p.pid }.unmap_arena(insn, arena)?;
             for t in &live.threads {
-                ptrace::set_xstate(t.tid, &t.ext.xstate)?;
                 let regs = registers::load(&t.info.gpregs);
                 ptrace::set_regs(t.tid, &arch::restart_syscall(&regs))?;
                 ptrace::set_sigmask(t.tid, t.core.blk_sigset.unwrap_or(live.tc.blk_sigset))?;

@@ -10,7 +10,8 @@ use crate::file::FileBuilder;
 use crate::image::ImageSource;
 use crate::memory::shmem::Rebuilt;
 use crate::remote::{OpId, Program, Tracee};
-use crate::task::{creds, limits, sched, signals, timers};
+use crate::sys::ptrace;
+use crate::task::{creds, limits, registers, sched, signals, timers};
 
 const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
@@ -176,6 +177,12 @@ impl Step<'_, '_> {
     /// What can be set without the process's help.
     fn from_outside(&self, p: &ProcessImage, live: &LiveImage) -> Result<(), RestoreError> {
         for t in &live.threads {
+            let len = ptrace::get_xstate(t.tid)?.len();
+            let area = registers::fit_xstate(&t.ext.xstate, len).ok_or_else(|| {
+                let what = "uses processor features that this kernel does not enable".into();
+                RestoreError::Tree { pid: t.tid, what }
+            })?;
+            ptrace::set_xstate(t.tid, &area)?;
             sched::restore(t.tid, &t.core, &t.ext)
                 .map_err(RestoreError::io(format!("scheduling of thread {}", t.tid)))?;
         }

@@ -82,6 +82,21 @@ const XSTATE_BV: usize = 512;
 /// Where AVX's upper halves lie in the standard format, on every processor.
 const YMMH: std::ops::Range<usize> = 576..832;
 
+/// A saved XSAVE area in the length that this kernel takes: one with other
+/// processor features enabled has another length. `None`: the area uses a
+/// feature that does not exist here.
+pub fn fit_xstate(saved: &[u8], len: usize) -> Option<Vec<u8>> {
+    let mut area = saved.to_vec();
+    if saved
+        .get(len..)
+        .is_some_and(|rest| rest.iter().any(|&b| b != 0))
+    {
+        return None;
+    }
+    area.resize(len, 0);
+    Some(area)
+}
+
 /// The parts of the XSAVE area that the common schema names. The area as a
 /// whole is kept apart, raw.
 pub fn save_fp(area: &[u8]) -> UserX86FpregsEntry {
@@ -107,5 +122,17 @@ pub fn save_fp(area: &[u8]) -> UserX86FpregsEntry {
         xmm_space: words(XMM_SPACE),
         padding: words(PADDING),
         xsave,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fit_xstate;
+
+    #[test]
+    fn an_area_fits_a_kernel_with_more_or_fewer_features() {
+        assert_eq!(fit_xstate(&[1, 2], 4), Some(vec![1, 2, 0, 0]));
+        assert_eq!(fit_xstate(&[1, 2, 0, 0], 2), Some(vec![1, 2]));
+        assert_eq!(fit_xstate(&[1, 2, 3, 0], 2), None);
     }
 }
