@@ -27,7 +27,7 @@ pub struct Vma {
 
 impl Vma {
     /// Length in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.end - self.start
     }
 

@@ -1,6 +1,7 @@
 //! Shared anonymous memory: saved once, whoever maps it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -28,10 +29,9 @@ pub struct Objects {
 impl Objects {
     /// Notes the object behind a mapping; returns its id.
     pub fn note(&mut self, pid: i32, v: &Vma) -> Result<u64, MemoryError> {
-        if !self.by_inode.contains_key(&v.inode) {
+        if let Entry::Vacant(entry) = self.by_inode.entry(v.inode) {
             let path = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
-            let file = File::open(&path).map_err(MemoryError::io(&path))?;
-            self.by_inode.insert(v.inode, file);
+            entry.insert(File::open(&path).map_err(MemoryError::io(&path))?);
         }
         Ok(v.inode)
     }

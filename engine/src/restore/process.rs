@@ -97,7 +97,7 @@ impl Step<'_, '_> {
             set(&mut prog, "set dumpable", PR_SET_DUMPABLE, d);
         }
         tracee.run(birth.arena, &prog)?;
-        self.from_outside(p, live)?;
+        self.outer_state(p, live)?;
         Ok(insn)
     }
 
@@ -175,7 +175,7 @@ impl Step<'_, '_> {
     }
 
     /// What can be set without the process's help.
-    fn from_outside(&self, p: &ProcessImage, live: &LiveImage) -> Result<(), RestoreError> {
+    fn outer_state(&self, p: &ProcessImage, live: &LiveImage) -> Result<(), RestoreError> {
         for t in &live.threads {
             let len = ptrace::get_xstate(t.tid)?.len();
             let area = registers::fit_xstate(&t.ext.xstate, len).ok_or_else(|| {

@@ -28,7 +28,7 @@ pub struct Worlds {
 impl Worlds {
     /// Builds every namespace of the dump that is not the host's.
     pub fn build(source: &dyn ImageSource, images: &Images) -> Result<Self, RestoreError> {
-        let host = images.host_ids.clone();
+        let host = images.host_ids;
         let mut w = Self {
             mounts: BTreeMap::new(),
             uts: BTreeMap::new(),

@@ -40,7 +40,7 @@ pub fn query(pid: i32, p: &mut Program) -> io::Result<Query> {
         p.call(
             libc::SYS_getitimer,
             "read an interval timer",
-            &[(which as i32).into(), out.into()],
+            &[which.into(), out.into()],
         );
         out
     });
@@ -171,7 +171,7 @@ pub fn restore_interval(p: &mut Program, t: &TaskTimersEntry) {
                 .map(u64::to_le_bytes)
                 .concat(),
         );
-        let args = [(which as i32).into(), v.into(), 0.into()];
+        let args = [which.into(), v.into(), 0.into()];
         p.call(libc::SYS_setitimer, "set an interval timer", &args);
     }
 }
