@@ -206,14 +206,20 @@ pub fn is_special(e: &VmaEntry) -> bool {
     e.status & (status::VDSO | status::VVAR) != 0
 }
 
-/// Makes the mappings; those that get content are writable for now. `files`
-/// gives, for the file or shared object behind a mapping, the call that
-/// brought its descriptor into the target.
-pub fn restore(p: &mut Program, vmas: &[VmaEntry], files: &BTreeMap<(bool, u64), OpId>) {
+/// Makes the mappings; those for which `has_content` holds are writable for
+/// now, and only they: a private mapping that ever was writable counts as
+/// committed memory from then on. `files` gives, for the file or shared object
+/// behind a mapping, the call that brought its descriptor into the target.
+pub fn restore(
+    p: &mut Program,
+    vmas: &[VmaEntry],
+    files: &BTreeMap<(bool, u64), OpId>,
+    has_content: impl Fn(&VmaEntry) -> bool,
+) {
     for e in vmas.iter().filter(|e| !is_special(e)) {
         let mut flags = e.flags as i32 & !libc::MAP_LOCKED | libc::MAP_FIXED_NOREPLACE;
         let mut prot = e.prot as i32;
-        if has_own_pages(e) {
+        if has_own_pages(e) && has_content(e) {
             prot |= libc::PROT_WRITE;
         }
         let file = files.get(&file_key(e));

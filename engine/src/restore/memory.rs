@@ -9,6 +9,7 @@ use super::images::{LiveImage, ProcessImage};
 use super::process::Step;
 use super::worlds::take;
 use crate::image::names;
+use crate::image::schema::VmaEntry;
 use crate::memory::pages::Saved;
 use crate::memory::vdso::{self, Vdso};
 use crate::memory::vma::{self, status};
@@ -59,7 +60,9 @@ impl Step<'_, '_> {
             prog.call(libc::SYS_munmap, "unmap what was ours", &args);
         }
         move_vdso(&mut prog, &birth.vdso, birth.park);
-        vma::restore(&mut prog, &live.mm.vmas, &files);
+        let saved = Saved::load(self.source, &names::pagemap(p.pid))?;
+        let has_content = |e: &VmaEntry| !saved.within(e.start, e.end).is_empty();
+        vma::restore(&mut prog, &live.mm.vmas, &files, has_content);
         if let Some(v) = &old_vdso {
             let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -77,7 +80,6 @@ impl Step<'_, '_> {
         mm::restore(&mut prog, &live.mm, exe_op);
         tracee.run(birth.arena, &prog)?;
 
-        let saved = Saved::load(self.source, &names::pagemap(p.pid))?;
         let skip = old_vdso.as_ref().map(|v| v.text.clone());
         saved.write_to(p.pid, skip.as_slice())?;
 

@@ -27,8 +27,21 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     let mut fate = Fate::Kept;
     let (state, backlog) = match kind.protocol {
         libc::IPPROTO_TCP => match tcp_state(file.fd)? {
-            (state @ (CLOSE | LISTEN), backlog) => (state, backlog),
-            (state, _) => {
+            Tcp {
+                state: CLOSE,
+                used: true,
+                ..
+            } => {
+                // A connection that is over: there is nothing left to lose.
+                fate = Fate::Closed;
+                (CLOSE, 0)
+            }
+            Tcp {
+                state: state @ (CLOSE | LISTEN),
+                backlog,
+                ..
+            } => (state, backlog),
+            Tcp { state, .. } => {
                 if file.policy.tcp == TcpPolicy::Refuse {
                     let to = peer.as_deref().map_or("?".into(), sys::show_address);
                     return refuse(
@@ -124,14 +137,29 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     Ok(())
 }
 
-/// State and, of a listening socket, backlog (`struct tcp_info`, linux/tcp.h).
-fn tcp_state(fd: BorrowedFd<'_>) -> SysResult<(u32, u32)> {
-    let info = sys::socket_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, 104)?;
-    // tcpi_sacked is the backlog's limit while listening.
-    let backlog = info
-        .get(28..32)
-        .map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("4")));
-    Ok((info.first().copied().unwrap_or(0).into(), backlog))
+/// What `struct tcp_info` (linux/tcp.h) tells of a socket.
+#[derive(Debug)]
+struct Tcp {
+    state: u32,
+    /// While listening: how many connections may wait.
+    backlog: u32,
+    /// Whether segments ever went over it.
+    used: bool,
+}
+
+fn tcp_state(fd: BorrowedFd<'_>) -> SysResult<Tcp> {
+    let info = sys::socket_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, 144)?;
+    let word = |at: usize| {
+        let bytes = info.get(at..at + 4);
+        bytes.map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("4")))
+    };
+    Ok(Tcp {
+        state: info.first().copied().unwrap_or(0).into(),
+        // tcpi_sacked is the backlog's limit while listening.
+        backlog: word(28),
+        // tcpi_segs_out and tcpi_segs_in.
+        used: word(136) != 0 || word(140) != 0,
+    })
 }
 
 /// Address words as in memory, and port, of a raw address.
