@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::facts::{NGINX_UNIT, REDIS_UNIT};
 use crate::vm::Vm;
@@ -74,9 +74,9 @@ pub fn add_workload(vm: &mut Vm, unit: &str, kind: &str) -> Result<()> {
 pub fn with_words(vm: &mut Vm, error: anyhow::Error) -> anyhow::Error {
     let script = "systemctl --failed --no-legend --plain; \
                   systemctl status --no-pager -n 15 redis-server nginx 'rcr-*'; \
-                  journalctl -b --no-pager -o short-monotonic | grep -i rcr | tail -40";
+                  journalctl -b --no-pager -o short-monotonic | grep -i rcr | tail -30";
     match vm.run(&["sh", "-c", script]) {
-        Ok(exit) => error.context(format!("the guest says:\n{}\n{}", exit.out(), exit.err())),
+        Ok(exit) => anyhow!("{error:#}\nThe guest says:\n{}\n{}", exit.out(), exit.err()),
         Err(_) => error,
     }
 }

@@ -360,10 +360,10 @@ impl Vm {
 
     fn with_console(&self, error: anyhow::Error) -> anyhow::Error {
         let tail = self.console().tail(30);
-        error.context(format!(
-            "the machine in {} (console's last lines:\n{tail}\n)",
+        anyhow!(
+            "{error:#}\nThe console of {} ends with:\n{tail}",
             self.dir.display()
-        ))
+        )
     }
 
     /// Ends the machine at once, without telling the guest.
