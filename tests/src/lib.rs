@@ -7,6 +7,7 @@
 //!                            └─────> qmp::Qmp         (snapshots, quit)
 //! ```
 
+pub mod conformance;
 pub mod dataset;
 pub mod facts;
 pub mod guest;

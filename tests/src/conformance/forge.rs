@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rcr_engine::ext::{self, RcrInventory};
 use rcr_engine::image::schema::{MmEntry, PagemapEntry, PagemapHead};
-use rcr_engine::image::{DirSource, ImageReader, ImageSource, Kind, get_record, names, write_image};
+use rcr_engine::image::{
+    DirSource, ImageReader, ImageSource, Kind, get_record, names, write_image,
+};
 use rcr_engine::memory::vma::status;
 
 /// How much older than this kernel the forged one pretends to be, nanoseconds.

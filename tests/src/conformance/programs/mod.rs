@@ -1,0 +1,8 @@
+//! The programs, by area.
+
+pub mod memory;
+
+use super::Case;
+
+/// All of them.
+pub const ALL: &[&[Case]] = &[memory::CASES];
