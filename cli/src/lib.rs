@@ -7,7 +7,7 @@ pub mod progress;
 mod service;
 mod signals;
 pub mod status;
-mod sys;
+pub mod sys;
 pub mod tagging;
 pub mod tree;
 pub mod upgrade;

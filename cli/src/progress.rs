@@ -29,8 +29,7 @@ impl Progress {
     pub fn begin(&mut self, text: &str) {
         self.running = Some(text.to_owned());
         if self.live {
-            eprint!("{}: {text} …", self.program);
-            let _ = std::io::stderr().flush();
+            tell(&format!("{}: {text} …", self.program));
         }
     }
 
@@ -40,22 +39,22 @@ impl Progress {
         let ms = self.clock.stages().last().map_or(0, |stage| stage.ms);
         if let Some(text) = self.running.take() {
             let start = if self.live { "\r" } else { "" };
-            eprintln!("{start}{}: {text}: {ms} ms", self.program);
+            tell(&format!("{start}{}: {text}: {ms} ms\n", self.program));
         }
     }
 
     /// A line beside the stages.
     pub fn note(&mut self, text: &str) {
         if self.live && self.running.is_some() {
-            eprintln!();
+            tell("\n");
         }
-        eprintln!("{}: {text}", self.program);
+        tell(&format!("{}: {text}\n", self.program));
     }
 
     /// Ends an open line after a failure.
     pub fn broken(&mut self) {
         if self.running.take().is_some() && self.live {
-            eprintln!();
+            tell("\n");
         }
     }
 
@@ -68,4 +67,11 @@ impl Progress {
     pub fn stages(&self) -> &[StageTime] {
         self.clock.stages()
     }
+}
+
+/// Writes to standard error. A terminal that has gone must not stop an upgrade.
+fn tell(text: &str) {
+    let mut stderr = std::io::stderr();
+    let _ = stderr.write_all(text.as_bytes());
+    let _ = stderr.flush();
 }

@@ -81,6 +81,9 @@ enum Command {
 
 fn main() -> ExitCode {
     rcr_cli::log_to_stderr();
+    if let Err(e) = rcr_cli::sys::end_with_reader() {
+        tracing::debug!("SIGPIPE stays ignored: {e}");
+    }
     let json = |command: &Command| {
         matches!(
             command,

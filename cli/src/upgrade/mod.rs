@@ -13,6 +13,7 @@ pub mod fault;
 mod frozen;
 mod jump;
 mod loaded;
+mod lock;
 pub mod options;
 mod outcome;
 mod pre_kexec;
@@ -34,6 +35,7 @@ use dumped::Dumped;
 use fault::{FailAt, point};
 use frozen::Frozen;
 use loaded::Loaded;
+use lock::Lock;
 use options::Options;
 pub use outcome::{Ended, record_failure};
 use prepared::Prepared;
@@ -48,6 +50,7 @@ pub fn run(options: &Options, progress: &mut Progress) -> Result<Ended, Failure>
         return pre_kexec::run(options, progress);
     }
     let started_ms = now_ms();
+    let _lock = Lock::take().or_environment()?;
     let cleared = clear(options, progress)?;
     let summary = outcome::summary(&cleared).or_environment()?;
     if options.dry_run {
@@ -93,7 +96,7 @@ fn carry(
     };
 
     progress.begin("taking memory that outlives the kernel");
-    let prepared = Prepared::prepare(cleared, fail_at).or_rolled_back()?;
+    let prepared = Prepared::prepare(cleared, fail_at)?;
     reached(&FailAt::Prepare)?;
     progress.end("prepare");
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::cleared::Cleared;
 use super::jump::{self, SEALED_MARK};
 use super::loaded;
+use super::lock::Lock;
 use super::options::Options;
 use super::{Ended, carry, clear, outcome};
 use crate::environment;
@@ -87,6 +88,7 @@ pub fn run(options: &Options, progress: &mut Progress) -> Result<Ended, Failure>
 
 fn carry_under_transition(options: &Options, progress: &mut Progress) -> Result<Ended, Failure> {
     let started_ms = now_ms();
+    let _lock = Lock::take().or_environment()?;
     let options = Options {
         yes: true,
         ..with_note(options)?

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rcr_pmem_store::Nonce;
-use rcr_pmem_store::region::{HugeOptions, HugeRegion};
+use rcr_pmem_store::region::{HugeOptions, HugeRegion, RegionError};
 
 use super::cleared::{Cleared, SPARE_BYTES};
 use super::fault::FailAt;
 use super::target::Target;
+use crate::exit::{Exit, Failure};
 use crate::service::Service;
 
 /// Where the region's hugetlbfs is mounted. Beneath `/dev`, as systemd unmounts
@@ -29,8 +30,22 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Takes the memory.
-    pub fn prepare(cleared: Cleared, fail_at: Option<&FailAt>) -> Result<Self> {
+    /// Takes the memory. Where it is not to be had, nothing was touched.
+    pub fn prepare(cleared: Cleared, fail_at: Option<&FailAt>) -> Result<Self, Failure> {
+        Self::take(cleared, fail_at).map_err(|error| {
+            let exit = match error.downcast_ref() {
+                Some(
+                    RegionError::TooLittleMemory { .. }
+                    | RegionError::Fragmented { .. }
+                    | RegionError::InUse { .. },
+                ) => Exit::Environment,
+                _ => Exit::RolledBack,
+            };
+            Failure::new(exit, error)
+        })
+    }
+
+    fn take(cleared: Cleared, fail_at: Option<&FailAt>) -> Result<Self> {
         let initrd = cleared
             .target
             .initrd_with_overlay(&cleared.pids(), fail_at)?;

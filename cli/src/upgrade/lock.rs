@@ -1,0 +1,33 @@
+//! One upgrade at a time.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+const LOCK_FILE: &str = "/run/rcr/lock";
+
+/// Held while an upgrade is prepared; the kernel releases it with the process.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its lock alone")] Flock<File>);
+
+impl Lock {
+    /// Takes it, or says that another upgrade has it.
+    pub fn take() -> Result<Self> {
+        if !crate::signals::is_root() {
+            bail!("this needs root: run it with sudo");
+        }
+        let path = Path::new(LOCK_FILE);
+        path.parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .context(LOCK_FILE)?;
+        let file = File::create(path).context(LOCK_FILE)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => bail!("another rcr-upgrade is running"),
+            Err((_, e)) => Err(e).context(LOCK_FILE),
+        }
+    }
+}
