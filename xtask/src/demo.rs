@@ -223,7 +223,8 @@ impl Follower {
                 let last = stopped.load(Ordering::Relaxed);
                 for line in console.new_lines().unwrap_or_default() {
                     if tells_progress(&line) {
-                        println!("{:>7.1} s  {}", start.elapsed().as_secs_f64(), line.trim());
+                        let seconds = start.elapsed().as_secs_f64();
+                        println!("{seconds:>7.1} s  {:.110}", line.trim());
                     }
                 }
                 if last {
@@ -242,18 +243,19 @@ impl Follower {
     }
 }
 
+/// Lines of the product's own and of the kernel's that mark a step.
 fn tells_progress(line: &str) -> bool {
-    [
-        "rcr",
+    const STEPS: [&str; 10] = [
+        "rcr: ",
+        "rcr-upgrade: ",
+        "the jump is under way",
+        "Rebooting with kexec",
         "Linux version",
-        "kexec",
         "Welcome to",
-        "Multi-User System",
-        "panic",
-        "Oops",
-    ]
-    .iter()
-    .any(|word| line.contains(word))
-        && !line.contains("Command line:")
-        && !line.contains("rcr-agent")
+        "target multi-user.target",
+        "Kernel panic",
+        "Oops:",
+        "BUG:",
+    ];
+    STEPS.iter().any(|step| line.contains(step))
 }
