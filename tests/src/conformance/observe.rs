@@ -81,7 +81,7 @@ pub struct Leave {
 }
 
 /// Everything of a tree: what it is → how it is.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Picture {
     facts: BTreeMap<String, String>,
     /// The processes.

@@ -22,6 +22,9 @@ use super::{Case, Findings, Stage};
 /// A program that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a tree is looked at until two looks agree.
+const SETTLE_TRIES: usize = 50;
+
 /// What a program goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -181,7 +184,7 @@ impl Run<'_> {
             let leave = Leave {
                 kernel_mappings: forged == Some(Forge::Vdso),
             };
-            let before = Picture::take(&self.tree, leave)?;
+            let before = self.settled(leave)?;
             match mode {
                 Mode::Refused => self.refused(f)?,
                 Mode::LeaveRunning => self.dump(cycle, true)?,
@@ -194,8 +197,7 @@ impl Run<'_> {
                     self.restore(cycle)?;
                 }
             }
-            let after = Picture::take(&self.tree, leave)?;
-            before.compare(&after, f);
+            self.compare(&before, leave, f)?;
             self.stage.publish(&self.stage.go_file(cycle), "")?;
             let result = self.stage.result_file(cycle);
             self.wait_for(&result)?;
@@ -203,6 +205,35 @@ impl Run<'_> {
             let prefix = if cycle > 1 { "second time: " } else { "" };
             f.extend(prefix, lines.lines().map(str::to_owned));
         }
+        Ok(())
+    }
+
+    /// A picture of the tree when nothing in it is on the move any more.
+    fn settled(&self, leave: Leave) -> Result<Picture> {
+        let mut last = Picture::take(&self.tree, leave)?;
+        for _ in 0..SETTLE_TRIES {
+            std::thread::sleep(POLL);
+            let now = Picture::take(&self.tree, leave)?;
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+
+    /// Compares with the tree as it is now; what differs has to do so for a while.
+    fn compare(&self, before: &Picture, leave: Leave, f: &mut Findings) -> Result<()> {
+        let mut differences = Findings::default();
+        for _ in 0..SETTLE_TRIES {
+            differences = Findings::default();
+            before.compare(&Picture::take(&self.tree, leave)?, &mut differences);
+            if differences.is_empty() {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        f.extend("", differences.lines().to_vec());
         Ok(())
     }
 

@@ -87,6 +87,11 @@ impl Map {
         Self::anonymous(len, rw, MapFlags::MAP_SHARED)
     }
 
+    /// Shared memory that lives as long as the program, and its forks.
+    pub fn forever(len: usize) -> nix::Result<&'static Self> {
+        Ok(Box::leak(Box::new(Self::shared(len)?)))
+    }
+
     /// Takes over a mapping.
     ///
     /// # Safety

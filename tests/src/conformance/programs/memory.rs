@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use nix::sys::mman::{MapFlags, ProtFlags};
 
 use crate::conformance::sys::{self, Map, PAGE};
-use crate::conformance::{Case, Check, Member, Stage};
+use crate::conformance::{Case, Check, Findings, Member, Stage};
 
 /// The programs of this area.
 pub const CASES: &[Case] = &[
@@ -243,18 +243,21 @@ fn unlinked_file(stage: &Stage) -> Result<Check> {
 }
 
 fn shared(_: &Stage) -> Result<Check> {
-    let mut map = Map::shared(256 * PAGE)?;
-    stamp(&mut map, 9, 4);
+    let map = Map::forever(256 * PAGE)?;
+    let pattern: Vec<u8> = (0..PAGE).map(|i| (i * 7) as u8).collect();
+    let at = 9 * PAGE;
+    // SAFETY: nobody else has this memory yet.
+    unsafe {
+        map.ptr()
+            .add(at)
+            .copy_from(std::ptr::NonNull::from(&pattern[0]), PAGE)
+    };
     map.word(0).store(1, Ordering::SeqCst);
-    let theirs = (map.addr(), map.len());
-    let member = Member::start("the other process", move || {
-        let (at, len) = theirs;
-        let at = std::ptr::NonNull::new(at as *mut u8).expect("a mapping");
-        // SAFETY: inherited from the parent at that place; the parent's value
-        // for it is in a frame that this process never returns to.
-        let map = unsafe { Map::from_raw(at, len) };
-        Ok(Box::new(move |f: &mut crate::conformance::Findings| {
-            f.that("page 9", stamped(map.bytes(), 9, 4));
+    let page_9 = move || map.bytes()[at..at + PAGE] == pattern;
+    let theirs = page_9.clone();
+    let member = Member::start("the other process", || {
+        Ok(Box::new(move |f: &mut Findings| {
+            f.that("page 9", theirs());
             let turn = map.word(0).load(Ordering::SeqCst);
             f.same(
                 "the parent's word",
@@ -269,12 +272,9 @@ fn shared(_: &Stage) -> Result<Check> {
         let turn = map.word(0).load(Ordering::SeqCst);
         map.word(1).store(turn, Ordering::SeqCst);
         member.check(f)?;
-        f.same(
-            "the child's word",
-            &(turn + 100),
-            &map.word(2).load(Ordering::SeqCst),
-        );
-        f.that("page 9", stamped(map.bytes(), 9, 4));
+        let word = map.word(2).load(Ordering::SeqCst);
+        f.same("the child's word", &(turn + 100), &word);
+        f.that("page 9", page_9());
         map.word(0).store(turn + 1, Ordering::SeqCst);
         Ok(())
     }))
@@ -473,7 +473,7 @@ fn copied_on_write(stage: &Stage) -> Result<Check> {
         // SAFETY: inherited; the frame that owns the parent's value is never returned to.
         let mut map = unsafe { Map::from_raw(place, at.1) };
         stamp(&mut map, 10, 2);
-        Ok(Box::new(move |f: &mut crate::conformance::Findings| {
+        Ok(Box::new(move |f: &mut Findings| {
             for p in 0..64 {
                 let seed = if p == 10 { 2 } else { 1 };
                 f.that(format!("page {p}"), stamped(map.bytes(), p, seed));
