@@ -202,10 +202,18 @@ fn seize_and_stop(
         }
     }
     ptrace::interrupt(tid)?;
+    let mut stopped_by = None;
     loop {
         match ptrace::wait(tid)? {
             Stop::Stopped(libc::SIGTRAP) => return Ok(None),
-            Stop::Stopped(signal) => return Ok(Some(signal)),
+            Stop::Stopped(signal) if stopped_by == Some(signal) => return Ok(stopped_by),
+            // A task in a job-control stop traps when it is seized, and our
+            // interrupt may still be ahead of it: one more trap takes it away.
+            Stop::Stopped(signal) => {
+                stopped_by = Some(signal);
+                ptrace::interrupt(tid)?;
+                ptrace::cont(tid, 0)?;
+            }
             // A signal was on its way: it takes its course, our stop comes next.
             Stop::Signal(signal) => ptrace::cont(tid, signal)?,
             Stop::Event(_) => ptrace::cont(tid, 0)?,
