@@ -85,9 +85,6 @@ pub fn classify(v: &Vma) -> Result<Class, (&'static str, &'static str)> {
             "untag the unit",
         );
     }
-    if name.starts_with(b"/memfd:") {
-        return refuse("mapped memfds are not carried yet", "untag the unit");
-    }
     if name.starts_with(b"/[aio]") {
         return refuse("kernel AIO rings are not carried yet", "untag the unit");
     }
