@@ -67,6 +67,7 @@ fn build_programs(arguments: &[&str]) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When the build fails or a file cannot be written.
 pub fn product() -> Result<PathBuf> {
+    println!("Building rcr");
     let tree = vm_dir().join("product");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
