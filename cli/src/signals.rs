@@ -38,3 +38,21 @@ pub fn check() -> Result<(), Interrupted> {
 pub fn is_root() -> bool {
     geteuid().is_root()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_signal_is_seen() {
+        hold().unwrap();
+        check().unwrap();
+        // Goes to this thread alone, which holds it back.
+        nix::sys::signal::raise(Signal::SIGTERM).unwrap();
+        assert_eq!(check().unwrap_err().to_string(), "interrupted by SIGTERM");
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGTERM);
+        assert_eq!(set.wait().unwrap(), Signal::SIGTERM);
+        check().unwrap();
+    }
+}

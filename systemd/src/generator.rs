@@ -84,6 +84,11 @@ fn adoption(record: &AdoptionRecord) -> String {
          ExecStart=+{ADOPT_PROGRAM} {unit}\n",
         unit = record.unit.replace('\\', "\\\\"),
     );
+    if !record.syslog_identifier.is_empty() {
+        // Else the journal would name the helper.
+        let identifier = record.syslog_identifier.replace('%', "%%");
+        writeln!(text, "SyslogIdentifier={identifier}").expect("a String takes everything");
+    }
     match record.main_pid {
         // NotifyAccess: the message comes from the helper about another process.
         Some(_) => text.push_str("Type=notify\nNotifyAccess=all\n"),

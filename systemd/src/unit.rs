@@ -8,7 +8,7 @@ use crate::systemctl::{self, SystemctlError};
 use crate::tags::ServiceName;
 
 /// The properties that are asked for.
-const PROPERTIES: [&str; 18] = [
+const PROPERTIES: [&str; 19] = [
     "Id",
     "LoadState",
     "LoadError",
@@ -25,6 +25,7 @@ const PROPERTIES: [&str; 18] = [
     "StandardOutput",
     "StandardError",
     "SyslogIdentifier",
+    "ExecStart",
     "TriggeredBy",
     "NFileDescriptorStore",
 ];
@@ -66,7 +67,7 @@ pub struct Unit {
     pub standard_output: String,
     /// `StandardError=`
     pub standard_error: String,
-    /// `SyslogIdentifier=`; where unset, the unit's stem.
+    /// `SyslogIdentifier=`; where unset, the name of the program that it starts.
     pub syslog_identifier: String,
     /// Units that start it (sockets, timers, paths).
     pub triggered_by: Vec<String>,
@@ -148,8 +149,11 @@ impl Unit {
                 .map(str::to_owned)
                 .collect()
         };
+        let started = optional("ExecStart");
         let identifier = match optional("SyslogIdentifier") {
-            unset if unset.is_empty() => id.strip_suffix(".service").unwrap_or(&id).to_owned(),
+            unset if unset.is_empty() => program(&started)
+                .unwrap_or_else(|| id.strip_suffix(".service").unwrap_or(&id))
+                .to_owned(),
             identifier => identifier,
         };
         Ok(Unit {
@@ -213,6 +217,12 @@ impl Unit {
     }
 }
 
+/// The name of the program in `{ path=/bin/sh ; argv[]=… }`.
+fn program(exec_start: &str) -> Option<&str> {
+    let path = exec_start.strip_prefix("{ path=")?.split(" ; ").next()?;
+    path.rsplit('/').next().filter(|name| !name.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -222,6 +232,7 @@ mod tests {
     const REDIS: &str = "Type=notify\nPIDFile=/run/redis/redis-server.pid\nNotifyAccess=main\n\
         MainPID=4711\nNFileDescriptorStore=0\nControlGroup=/system.slice/redis-server.service\n\
         StandardOutput=journal\nStandardError=inherit\nSyslogIdentifier=\n\
+        ExecStart={ path=/usr/bin/redis-check ; argv[]=redis ; ignore_errors=no }\n\
         RuntimeDirectory=redis\nSlice=system.slice\nId=redis-server.service\nTriggeredBy=\n\
         LoadState=loaded\nActiveState=active\nSubState=running\nDynamicUser=no\n";
 
@@ -237,11 +248,20 @@ mod tests {
             Some(PathBuf::from("/run/redis/redis-server.pid"))
         );
         assert!(!unit.dynamic_user);
-        assert_eq!(unit.syslog_identifier, "redis-server");
+        assert_eq!(unit.syslog_identifier, "redis-check");
         assert_eq!(
             unit.cgroup_dir(),
             PathBuf::from("/sys/fs/cgroup/system.slice/redis-server.service")
         );
+    }
+
+    #[test]
+    fn the_identifier_has_fallbacks() {
+        assert_eq!(
+            program("{ path=/bin/sh ; argv[]=/bin/sh -c x }"),
+            Some("sh")
+        );
+        assert_eq!(program(""), None);
     }
 
     #[test]
