@@ -287,7 +287,8 @@ fn fdinfo(text: &str) -> String {
             let words: Vec<&str> = value.split_ascii_whitespace().collect();
             match key {
                 "mnt_id" | "ino" | "it_value" | "eventfd-id" | "scm_fds" => None,
-                "tfd" => Some(format!("tfd {}", words[..5.min(words.len())].join(" "))),
+                "tfd" => Some(interest(&words)),
+                "flags" => Some(format!("flags {}", status_flags(words.first()?))),
                 "lock" => Some(format!("lock {}", words.get(1..4)?.join(" "))),
                 _ => Some(format!("{key} {}", words.join(" "))),
             }
@@ -295,6 +296,30 @@ fn fdinfo(text: &str) -> String {
         .collect();
     lines.sort();
     lines.join("\n")
+}
+
+/// A line of an interest list. Errors and hang-ups are always reported, except
+/// that a used-up one-shot entry shows nothing.
+fn interest(words: &[&str]) -> String {
+    let (Some(fd), Some(events), Some(data)) = (words.first(), words.get(2), words.get(4)) else {
+        return words.join(" ");
+    };
+    let always = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+    let events = u32::from_str_radix(events, 16).unwrap_or(0) & !always;
+    format!("tfd {fd} events {events:x} data {data}")
+}
+
+/// Status flags; that a file was made without a name is no state of it.
+fn status_flags(octal: &str) -> String {
+    let flags = i32::from_str_radix(octal, 8).unwrap_or(0);
+    let nameless = flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let shown = if nameless {
+        flags & !libc::O_TMPFILE
+    } else {
+        flags
+    };
+    // Large files are the only ones there are.
+    format!("{:o}", shown & !0o100_000)
 }
 
 /// `mountinfo` without ids and device numbers, in the order of places.

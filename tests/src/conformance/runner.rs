@@ -97,6 +97,9 @@ pub fn run(plan: &Plan) -> Result<usize> {
     if failed == 0 || !plan.keep {
         fs::remove_dir_all(&lab.home)?;
     }
+    if passed + failed == 0 {
+        bail!("no such program: {:?}", plan.only);
+    }
     println!("{passed} passed, {failed} failed");
     Ok(failed)
 }
@@ -194,6 +197,7 @@ impl Run<'_> {
                     if let Some(forge) = forged {
                         forge.apply(&self.stage.images(cycle), self.root)?;
                     }
+                    self.stage.publish(&self.stage.restored_file(), "")?;
                     self.restore(cycle)?;
                 }
             }

@@ -58,6 +58,16 @@ impl Stage {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
+    /// Marks that the program comes out of images.
+    pub fn restored_file(&self) -> PathBuf {
+        self.dir.join("restored")
+    }
+
+    /// Whether the program comes out of images.
+    pub fn restored(&self) -> bool {
+        self.restored_file().exists()
+    }
+
     /// The program is set up.
     pub fn ready_file(&self) -> PathBuf {
         self.dir.join("ready")
