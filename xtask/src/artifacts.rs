@@ -39,11 +39,7 @@ pub fn build(package: &str, programs: &[&str]) -> Result<Vec<PathBuf>> {
 fn build_programs(arguments: &[&str]) -> Result<Vec<PathBuf>> {
     let output = Command::new(env!("CARGO"))
         .current_dir(root())
-        .args([
-            "build",
-            "--quiet",
-            "--message-format=json-render-diagnostics",
-        ])
+        .args(["build", "--message-format=json-render-diagnostics"])
         .args(arguments)
         .stderr(Stdio::inherit())
         .output()
