@@ -192,11 +192,13 @@ impl Picture {
             }
         }
         if leave.kernel_mappings {
-            list.retain(|l| !l.contains("[vdso]") && !l.contains("[vvar"));
+            // What an old vDSO turned into is nameless memory with code.
+            let kernels = |l: &str| {
+                l.contains("[vdso]") || l.contains("[vvar") || l.contains(" r-xp 00000000 00:00 0 ")
+            };
+            list.retain(|l| !kernels(l));
         }
-        for (i, l) in list.into_iter().enumerate() {
-            self.add(format!("process {pid} mapping {i:04}"), l);
-        }
+        self.add(format!("process {pid} mappings"), list.join("\n"));
         Ok(())
     }
 

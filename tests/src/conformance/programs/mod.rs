@@ -1,7 +1,9 @@
 //! The programs, by area.
 
+pub mod creds;
 pub mod files;
 pub mod memory;
+pub mod process;
 pub mod signals;
 pub mod sockets;
 pub mod threads;
@@ -14,7 +16,9 @@ pub const ALL: &[&[Case]] = &[
     memory::CASES,
     threads::CASES,
     signals::CASES,
+    timers::CASES,
+    process::CASES,
+    creds::CASES,
     files::CASES,
     sockets::CASES,
-    timers::CASES,
 ];
