@@ -556,6 +556,19 @@ pub(crate) fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<Option<Pe
     Ok(Some(Peeked { copied, ancillary }))
 }
 
+/// Whether a socket's peer sends nothing more, or it takes nothing more.
+pub(crate) fn hung_up(fd: BorrowedFd<'_>) -> SysResult<bool> {
+    let mut one = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one entry, which outlives the call; no waiting.
+    let r = unsafe { libc::poll(&raw mut one, 1, 0) };
+    done("poll", fd.as_raw_fd(), i64::from(r))?;
+    Ok(one.revents & libc::POLLRDHUP != 0)
+}
+
 /// Filesystem type magic of a file.
 pub(crate) fn filesystem(fd: BorrowedFd<'_>) -> SysResult<i64> {
     let s = nix::sys::statfs::fstatfs(fd).map_err(|e| SysError::new("fstatfs", "fd", e))?;

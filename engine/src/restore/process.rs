@@ -90,6 +90,8 @@ impl Step<'_, '_> {
             signals::restore_queue(&mut prog, p.pid, None, queue);
         }
         if let Some(t) = &live.tc.timers {
+            // Some are to signal a thread, which has to be there.
+            timers::restore_posix(&mut prog, &t.posix, kernel_gives_timer_ids());
             timers::restore_interval(&mut prog, t);
         }
         // 2 (readable by root alone) is what the change of ids has left.
@@ -149,9 +151,6 @@ impl Step<'_, '_> {
             &[u64::from(tc.personality).into()],
         );
         signals::restore_actions(p, &tc.sigactions);
-        if let Some(t) = &tc.timers {
-            timers::restore_posix(p, &t.posix, kernel_gives_timer_ids());
-        }
         set(
             p,
             "set child subreaper",

@@ -348,7 +348,8 @@ fn walk(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Result<Vec<Vec<u8>>, Stop>> 
                 "try again when they have arrived",
             ));
         }
-        if peeked.copied == 0 && kind != libc::SOCK_DGRAM {
+        // Nothing is the end of a stream, but a packet may be empty.
+        if peeked.copied == 0 && (kind == libc::SOCK_STREAM || sys::hung_up(fd)?) {
             break;
         }
         packets.push(buffer[..peeked.copied].to_vec());
