@@ -78,6 +78,12 @@ pub fn dump(pid: i32, directory: &Path, mode: DumpMode) -> Result<(), Failure> {
         },
         ..DumpOptions::default()
     };
+    if !Path::new("/proc").join(pid.to_string()).exists() {
+        return Err(Failure::new(
+            Exit::Environment,
+            anyhow!("there is no process {pid}"),
+        ));
+    }
     let tree = Tree::Root(pid);
     let told = || format!("process {pid}");
     let refusals = dump::check(&tree, &options)

@@ -64,7 +64,7 @@ fn compare(service: &ServiceReport, unit: &Unit, inside: &[i32]) -> Result<(), S
         // It keeps the reason that early boot gave.
         return Ok(());
     }
-    if unit.active_state != "active" {
+    if !matches!(unit.active_state.as_str(), "active" | "reloading") {
         return Err(format!(
             "restored, but systemd has it as {} ({})",
             unit.active_state, unit.sub_state

@@ -37,6 +37,13 @@ fn run() -> Result<()> {
         return Ok(());
     };
     report.memory = memory;
+    if report.kernel_after.is_empty() {
+        // The old side does not know what somebody else has loaded.
+        report.kernel_after = nix::sys::utsname::uname()?
+            .release()
+            .to_string_lossy()
+            .into_owned();
+    }
     check::complete(&mut report, Path::new(RESTORED_DIR));
     report
         .write(Path::new(FINAL_REPORT))
