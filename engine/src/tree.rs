@@ -62,7 +62,7 @@ impl Process {
             sid: stat.number(6) as i32,
             comm: stat.comm,
             state: stat.state,
-            exit_code: stat.fields.get(49).copied().unwrap_or(0) as i32,
+            exit_code: stat.number(52) as i32,
             flags: stat.fields[6] as u32,
             tids,
         }))

@@ -144,12 +144,16 @@ pub fn estimate_bytes(tree: &Tree, options: &DumpOptions) -> Result<u64, DumpErr
         let mut entries = Vec::new();
         for v in &vmas {
             match vma::classify(v) {
-                Ok(Class::AnonShared) => drop(shared.note(p.pid, v)?),
+                Ok(Class::AnonShared | Class::SysvShm) => drop(shared.note(p.pid, v)?),
                 Ok(class) => entries.push(vma::save(v, class, 0, None)),
                 Err(_) => {}
             }
         }
-        sum += PER_PROCESS + pages::find(p.pid, &entries)?.bytes() as u64;
+        // It may have ended meanwhile.
+        let Ok(pages) = pages::find(p.pid, &entries) else {
+            continue;
+        };
+        sum += PER_PROCESS + pages.bytes() as u64;
         let pid = Pid::from_raw(p.pid);
         if !NsIds::of(pid)?.same(&host, NsKind::Mnt) {
             sum += namespace::estimate_mounts(pid, &options.mounts)?;

@@ -28,6 +28,7 @@ use crate::image::schema::{FdinfoEntry, InventoryEntry, PstreeEntry, TimensEntry
 use crate::image::{ImageError, ImageSink, Kind, names, put_records};
 use crate::memory::MemoryError;
 use crate::memory::shmem::Objects;
+use crate::memory::sysv::Segments;
 use crate::namespace::{self, MountPolicy, NamespaceError};
 use crate::remote::RemoteError;
 use crate::sys::SysError;
@@ -143,6 +144,7 @@ struct Dump<'a> {
     files: FileSaver,
     filters: FilterTable,
     shared: Objects,
+    segments: Segments,
     namespaces: numbers::Table,
     tables: Vec<(i32, Vec<FdinfoEntry>)>,
     next_pages_id: u32,
@@ -165,6 +167,7 @@ pub fn dump(
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),
+        segments: Segments::default(),
         namespaces: numbers::Table::new()?,
         tables: Vec::new(),
         next_pages_id: 1,
@@ -189,6 +192,7 @@ pub fn dump(
         mut files,
         filters,
         shared,
+        segments,
         namespaces,
         tables,
         mut next_pages_id,
@@ -200,6 +204,7 @@ pub fn dump(
     }
     stats.page_bytes += shared.bytes()? as u64;
     shared.save(&mut next_pages_id, sink)?;
+    segments.save(sink)?;
     let streams = files.journal_streams();
     for (pid, table) in &tables {
         let found = table.iter().filter(|e| streams.contains(&e.id));

@@ -219,6 +219,10 @@ impl Dump<'_> {
             let mut fdflags = None;
             let id = match class {
                 Class::AnonShared => self.shared.note(pid, v)?,
+                Class::SysvShm => {
+                    self.segments.note(v)?;
+                    self.shared.note(pid, v)?
+                }
                 Class::File => {
                     let flags = vma::open_flags(v);
                     fdflags = Some(flags as u32);

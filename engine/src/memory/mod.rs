@@ -6,6 +6,7 @@ pub mod mm;
 pub mod pagemap;
 pub mod pages;
 pub mod shmem;
+pub mod sysv;
 pub mod vdso;
 pub mod vma;
 

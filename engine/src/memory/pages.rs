@@ -149,13 +149,27 @@ pub fn save_object(
         |mut buf| {
             for s in spans {
                 let (here, rest) = buf.split_at_mut(s.len);
-                file.read_exact_at(here, s.start)
+                read_to_end_or_full(file, here, s.start)
                     .map_err(MemoryError::io("reading shared memory"))?;
                 buf = rest;
             }
             Ok(())
         },
     )
+}
+
+/// The last page of an object may reach beyond its end: zeros there.
+fn read_to_end_or_full(file: &File, mut buf: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !buf.is_empty() {
+        let n = file.read_at(buf, at)?;
+        if n == 0 {
+            buf.fill(0);
+            break;
+        }
+        buf = &mut buf[n..];
+        at += n as u64;
+    }
+    Ok(())
 }
 
 /// Saved pages: where they go and their bytes.

@@ -7,6 +7,7 @@ use crate::image::schema::VmaEntry;
 use crate::remote::{OpId, Program};
 
 use super::maps::Vma;
+use super::sysv;
 
 /// Bits of [`VmaEntry::status`].
 pub mod status {
@@ -24,6 +25,8 @@ pub mod status {
     pub const ANON_SHARED: u32 = 1 << 8;
     /// Private anonymous memory.
     pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// An attached System V segment.
+    pub const SYSVIPC: u32 = 1 << 10;
     /// The vDSO's data.
     pub const VVAR: u32 = 1 << 12;
 }
@@ -44,6 +47,8 @@ pub enum Class {
     AnonPrivate,
     /// Shared anonymous memory, known by its inode.
     AnonShared,
+    /// An attached System V segment, known by its id.
+    SysvShm,
     /// A file.
     File,
 }
@@ -79,11 +84,11 @@ pub fn classify(v: &Vma) -> Result<Class, (&'static str, &'static str)> {
     if v.shared && name.starts_with(b"[anon_shmem:") {
         return Ok(Class::AnonShared);
     }
-    if name.starts_with(b"/SYSV") && v.dev.0 == 0 {
-        return refuse(
-            "System V shared memory is not carried yet",
-            "untag the unit",
-        );
+    if sysv::is_segment(v) {
+        return match sysv::objection(v) {
+            Some(reason) => refuse(reason, "untag the unit"),
+            None => Ok(Class::SysvShm),
+        };
     }
     if name.starts_with(b"/[aio]") {
         return refuse("kernel AIO rings are not carried yet", "untag the unit");
@@ -151,6 +156,7 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
         Class::AnonPrivate if v.is_named("[heap]") => REGULAR | ANON_PRIVATE | HEAP,
         Class::AnonPrivate => REGULAR | ANON_PRIVATE,
         Class::AnonShared => REGULAR | ANON_SHARED,
+        Class::SysvShm => REGULAR | SYSVIPC,
         Class::File if v.shared => REGULAR | FILE_SHARED,
         Class::File => REGULAR | FILE_PRIVATE,
     };
@@ -214,6 +220,10 @@ pub fn restore(
     has_content: impl Fn(&VmaEntry) -> bool,
 ) {
     for e in vmas.iter().filter(|e| !is_special(e)) {
+        if e.status & status::SYSVIPC != 0 {
+            sysv::attach(p, e.shmid, e.start, e.prot as i32);
+            continue;
+        }
         let mut flags = e.flags as i32 & !libc::MAP_LOCKED | libc::MAP_FIXED_NOREPLACE;
         let mut prot = e.prot as i32;
         if has_own_pages(e) && has_content(e) {

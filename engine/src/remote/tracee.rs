@@ -100,16 +100,19 @@ impl Tracee {
     pub fn call_at(&self, insn: u64, what: &str, nr: i64, args: [u64; 6]) -> Result<i64> {
         let regs = ptrace::get_regs(self.tid)?;
         ptrace::set_regs(self.tid, &arch::set_call(&regs, insn, nr, args))?;
-        ptrace::single_step(self.tid)?;
-        match ptrace::wait(self.tid)? {
-            Stop::Signal(libc::SIGTRAP) => {}
-            Stop::Gone(status) => {
-                return Err(RemoteError::Gone {
-                    tid: self.tid,
-                    status,
-                });
+        // To the call's entry, then to its exit. Not by single steps: were we
+        // killed after one, the kernel would leave the trap flag set, and the
+        // task would die of it.
+        for _ in 0..2 {
+            ptrace::to_syscall(self.tid)?;
+            match ptrace::wait(self.tid)? {
+                Stop::Signal(libc::SIGTRAP) => {}
+                Stop::Gone(status) => {
+                    let tid = self.tid;
+                    return Err(RemoteError::Gone { tid, status });
+                }
+                stop => return Err(self.strayed(stop)),
             }
-            stop => return Err(self.strayed(stop)),
         }
         let rax = ptrace::get_regs(self.tid)?.rax as i64;
         if (-4095..0).contains(&rax) {
@@ -350,7 +353,7 @@ impl SavedRegs {
 
     /// Blocks every signal, until they are put back.
     pub fn block_signals(&self) -> SysResult<()> {
-        ptrace::set_sigmask(self.tid, u64::MAX)
+        ptrace::set_sigmask(self.tid, ptrace::ALL_BUT_TRAP)
     }
 
     /// The registers as they were.

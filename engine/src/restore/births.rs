@@ -21,6 +21,7 @@ use crate::memory::{MemoryError, maps};
 use crate::remote::{Arena, Program, Tracee, find_syscall};
 use crate::sys::process::{CloneArgs, spawn_waiting};
 use crate::sys::ptrace::{self, Stop};
+use crate::task::signals;
 
 /// Room for our programs: the largest hold a service's seccomp filters.
 const ARENA_BYTES: u64 = 2 << 20;
@@ -103,11 +104,13 @@ pub fn bear(
         made,
         birth,
         born: BTreeMap::new(),
+        inner_ghosts: Vec::new(),
     };
     for p in &images.processes {
         nursery.bear(p)?;
     }
     nursery.groups()?;
+    nursery.end_inner_ghosts()?;
     nursery.check()?;
     Ok(nursery.born)
 }
@@ -118,18 +121,21 @@ struct Nursery<'a> {
     made: &'a mut Made,
     birth: Birth,
     born: BTreeMap<i32, Birth>,
+    /// Stand-ins for dead session leaders that are children of the tree:
+    /// parent and session.
+    inner_ghosts: Vec<(i32, i32)>,
 }
 
 impl Nursery<'_> {
     fn bear(&mut self, p: &ProcessImage) -> Result<(), RestoreError> {
         wait_for_pid(p.pid)?;
         if self.images.has(p.ppid) {
-            self.fork(p.ppid, p, 0)?;
+            self.child(p)?;
         } else if p.sid == p.pid {
             self.root(p.pid, &p.ext.cgroup)?;
         } else if self.images.has(p.sid) {
             // A brother of its session's leader.
-            self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
+            self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64)?;
         } else if Path::new(&format!("/proc/{}", p.sid)).exists() {
             // Its session lives on outside of the tree: it gets ours.
             self.root(p.pid, &p.ext.cgroup)?;
@@ -137,14 +143,59 @@ impl Nursery<'_> {
             if !self.made.ghosts.contains(&p.sid) {
                 self.ghost_leader(p.sid, &p.ext.cgroup)?;
             }
-            self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
+            self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64)?;
         }
+        self.move_to_cgroup(p)?;
         if p.sid == p.pid {
-            let mut prog = Program::new();
-            prog.call(libc::SYS_setsid, "become a session leader", &[]);
-            self.run(p.pid, &prog)?;
+            self.become_leader(p.pid)?;
         }
         self.born.insert(p.pid, self.birth.clone());
+        Ok(())
+    }
+
+    /// A child of another process of the tree.
+    fn child(&mut self, p: &ProcessImage) -> Result<(), RestoreError> {
+        let session_of = |pid: i32| {
+            let found = self.images.processes.iter().find(|q| q.pid == pid);
+            found.map(|q| (q.sid, q.ppid))
+        };
+        let inherits = session_of(p.ppid).is_some_and(|(sid, _)| sid == p.sid);
+        let brother = session_of(p.sid).is_some_and(|(_, ppid)| ppid == p.ppid);
+        if p.sid == p.pid || inherits {
+            return self.fork(p.ppid, p.pid, 0);
+        }
+        if brother && self.born.contains_key(&p.sid) {
+            return self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64);
+        }
+        // An orphan that its session's dead leader left to a subreaper.
+        let held = self.inner_ghosts.iter().any(|g| *g == (p.ppid, p.sid));
+        if !held && !self.images.has(p.sid) && !Path::new(&format!("/proc/{}", p.sid)).exists() {
+            self.fork(p.ppid, p.sid, 0)?;
+            self.become_leader(p.sid)?;
+            self.inner_ghosts.push((p.ppid, p.sid));
+        } else if !held {
+            return self.fork(p.ppid, p.pid, 0);
+        }
+        self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64)
+    }
+
+    fn become_leader(&self, pid: i32) -> Result<(), RestoreError> {
+        let mut prog = Program::new();
+        prog.call(libc::SYS_setsid, "become a session leader", &[]);
+        self.run(pid, &prog)
+    }
+
+    /// Stand-ins inside of the tree end, and their parents forget them.
+    fn end_inner_ghosts(&mut self) -> Result<(), RestoreError> {
+        for (parent, ghost) in std::mem::take(&mut self.inner_ghosts) {
+            kill_and_reap(&[ghost]);
+            let mut prog = Program::new();
+            let args = [ghost.into(), 0.into(), libc::__WALL.into(), 0.into()];
+            prog.call(libc::SYS_wait4, "forget a stand-in", &args);
+            signals::forget_child_signal(&mut prog);
+            self.run(parent, &prog)?;
+            self.made.pids.retain(|&p| p != ghost);
+        }
         Ok(())
     }
 
@@ -199,7 +250,7 @@ impl Nursery<'_> {
                 return Err(RestoreError::Tree { pid, what });
             }
         }
-        ptrace::set_sigmask(pid, u64::MAX)?;
+        ptrace::set_sigmask(pid, ptrace::ALL_BUT_TRAP)?;
         let text = &self.birth.vdso.text;
         let insn = find_syscall(pid, Some((text.start, text.end)))?;
         tracee.map_arena(insn, Some(self.birth.arena.base), self.birth.arena.len)?;
@@ -236,9 +287,9 @@ impl Nursery<'_> {
     }
 
     /// A process made by another one of the tree.
-    fn fork(&mut self, from: i32, p: &ProcessImage, flags: u64) -> Result<(), RestoreError> {
+    fn fork(&mut self, from: i32, pid: i32, flags: u64) -> Result<(), RestoreError> {
         let mut prog = Program::new();
-        let tid = prog.bytes(&p.pid.to_le_bytes());
+        let tid = prog.bytes(&pid.to_le_bytes());
         let exit_signal = if flags == 0 { libc::SIGCHLD as u64 } else { 0 };
         let args = CloneArgs {
             flags,
@@ -251,7 +302,7 @@ impl Nursery<'_> {
         let len = args.as_bytes().len() as u64;
         prog.call(
             libc::SYS_clone3,
-            format!("make process {}", p.pid),
+            format!("make process {pid}"),
             &[holder.into(), len.into()],
         );
         let parent = Tracee { tid: from };
@@ -259,13 +310,13 @@ impl Nursery<'_> {
         for &b in &births {
             self.made.add(b);
         }
-        if births != [p.pid] {
+        if births != [pid] {
             return Err(RestoreError::Tree {
-                pid: p.pid,
+                pid,
                 what: format!("was born as {births:?}"),
             });
         }
-        ptrace::set_sigmask(p.pid, u64::MAX)?;
+        ptrace::set_sigmask(p.pid, ptrace::ALL_BUT_TRAP)?;
         self.move_to_cgroup(p)
     }
 

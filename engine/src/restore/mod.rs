@@ -28,7 +28,7 @@ use crate::content::{self, ContentError};
 use crate::dump::CARRIED;
 use crate::file::{FileBuilder, FileError};
 use crate::image::{ImageError, ImageSource};
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, sysv};
 use crate::namespace::{self, NamespaceError};
 use crate::remote::{Arena, RemoteError, Tracee};
 use crate::sys::SysError;
@@ -176,6 +176,7 @@ pub fn restore(
     worlds.enter_clocks(&images)?;
     let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
     let mut files = FileBuilder::new(source, &env)?;
+    sysv::restore(source)?;
     let mut made = births::Made::default();
     let ways = births::bear(&images, options, &mut made)?;
     let mut shared = crate::memory::shmem::Rebuilt::default();
@@ -192,6 +193,7 @@ pub fn restore(
         let insn = step.process(p, live, birth)?;
         ways_out.insert(p.pid, (birth.arena, insn));
     }
+    sysv::settle(source)?;
     files.seal()?;
     Ok(Restored {
         images,

@@ -196,8 +196,8 @@ impl Step<'_, '_> {
             write("oom_score_adj", v.to_string())?;
         }
         if let Some(v) = p.ext.coredump_filter {
-            write("coredump_filter", format!("{v:08x}"))
-                .or_else(|_| write("coredump_filter", format!("{v:#x}")))?;
+            // It shows hexadecimal digits and takes those of C.
+            write("coredump_filter", format!("{v:#x}"))?;
         }
         Ok(())
     }
@@ -205,8 +205,15 @@ impl Step<'_, '_> {
     /// Children of this process that had ended end again.
     fn zombies_of(&mut self, p: &ProcessImage, birth: &Birth) -> Result<(), RestoreError> {
         let zombies = |q: &&ProcessImage| q.live.is_none() && q.ppid == p.pid;
+        let mut any = false;
         for z in self.images.processes.iter().filter(zombies) {
             super::threads::end_again(z.pid, z.ext.exit_status, birth)?;
+            any = true;
+        }
+        if any {
+            let mut prog = Program::new();
+            signals::forget_child_signal(&mut prog);
+            Tracee { tid: p.pid }.run(birth.arena, &prog)?;
         }
         Ok(())
     }

@@ -162,7 +162,7 @@ fn make_by_id(pid: i32, threads: &[ThreadImage], birth: &Birth) -> Result<(), Re
         e => e.into(),
     })?;
     for tid in births {
-        ptrace::set_sigmask(tid, u64::MAX)?;
+        ptrace::set_sigmask(tid, ptrace::ALL_BUT_TRAP)?;
     }
     Ok(())
 }
@@ -187,7 +187,7 @@ fn make_by_counter(pid: i32, tid: i32, birth: &Birth) -> Result<(), RestoreError
         std::fs::write(COUNTER, (tid - 1).to_string()).map_err(RestoreError::io(COUNTER))?;
         let (_, births) = Tracee { tid: pid }.run_with_births(birth.arena, &prog)?;
         let [born] = births[..] else { continue };
-        ptrace::set_sigmask(born, u64::MAX)?;
+        ptrace::set_sigmask(born, ptrace::ALL_BUT_TRAP)?;
         if born == tid {
             return Ok(());
         }

@@ -6,6 +6,7 @@
 pub mod guard;
 pub mod process;
 pub mod ptrace;
+pub mod shm;
 
 use nix::errno::Errno;
 

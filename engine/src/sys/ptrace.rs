@@ -13,6 +13,9 @@ pub type Regs = libc::user_regs_struct;
 
 /// `PTRACE_O_SUSPEND_SECCOMP` (linux/ptrace.h); needs CAP_SYS_ADMIN.
 pub const O_SUSPEND_SECCOMP: i32 = 1 << 21;
+/// A signal mask with everything blocked that may be: a trap that is blocked
+/// makes the kernel reset its disposition.
+pub const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
 /// Stop and attach children made by fork, vfork and clone.
 pub const O_TRACE_CHILDREN: i32 =
     libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACECLONE;
@@ -69,6 +72,11 @@ pub fn set_options(tid: i32, options: i32) -> SysResult<()> {
 /// Lets a stopped task run, delivering `signal` (0: none).
 pub fn cont(tid: i32, signal: i32) -> SysResult<()> {
     request(libc::PTRACE_CONT, "PTRACE_CONT", tid, 0, signal as usize).map(drop)
+}
+
+/// Runs to the next entry or exit of a system call.
+pub fn to_syscall(tid: i32) -> SysResult<()> {
+    request(libc::PTRACE_SYSCALL, "PTRACE_SYSCALL", tid, 0, 0).map(drop)
 }
 
 /// Runs one instruction.

@@ -135,3 +135,13 @@ pub fn restore_altstack(p: &mut Program, sas: &ThreadSasEntry) {
         &[stack.into(), 0.into()],
     );
 }
+
+/// Takes back the SIGCHLD that children which had to end now have caused: the
+/// task has had its signal before the dump, or has it in its queue.
+pub fn forget_child_signal(p: &mut Program) {
+    let set = p.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes());
+    let at_once = p.zeroed(16);
+    let args = [set.into(), 0.into(), at_once.into(), 8.into()];
+    // EAGAIN: there was none.
+    p.try_call(libc::SYS_rt_sigtimedwait, "take SIGCHLD back", &args);
+}
