@@ -51,10 +51,13 @@ pub fn outputs(records: &[AdoptionRecord], tagged: &[String], reported: &[String
             text: list("After", tagged.iter().map(String::as_str)),
         });
     }
-    if !reported.is_empty() {
+    let mut awaited: Vec<&str> = reported.iter().chain(tagged).map(String::as_str).collect();
+    awaited.sort_unstable();
+    awaited.dedup();
+    if !awaited.is_empty() {
         outputs.push(Output {
-            path: dropin("rcr-release.service", "50-rcr-restored.conf"),
-            text: list("After", reported.iter().map(String::as_str)),
+            path: dropin("rcr-release.service", "50-rcr-carried.conf"),
+            text: list("After", awaited.into_iter()),
         });
     }
     outputs
@@ -191,7 +194,12 @@ mod tests {
         );
         assert_eq!(
             outputs[1].path,
-            Path::new("rcr-release.service.d/50-rcr-restored.conf")
+            Path::new("rcr-release.service.d/50-rcr-carried.conf")
+        );
+        assert!(
+            outputs[1]
+                .text
+                .ends_with("[Unit]\nAfter=a.service\nAfter=b.service\n")
         );
         assert_eq!(outputs.len(), 2);
     }

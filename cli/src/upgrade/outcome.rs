@@ -1,6 +1,7 @@
 //! What is said at the end, to people and to programs.
 
 use std::fmt;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
@@ -111,31 +112,43 @@ impl Ended {
         }
     }
 
-    /// Prints the result on standard output.
+    /// Prints the result on standard output. A reader that has gone, as with a
+    /// session that the jump ends, is no failure.
     pub fn print(&self, json: bool) {
-        let summary = match self {
+        let text = if json {
+            format!("{:#}\n", self.json())
+        } else {
+            self.text()
+        };
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
+    fn summary(&self) -> Option<&Summary> {
+        match self {
             Ended::Checked(s) | Ended::Loaded(s) | Ended::Jumping(s) => Some(s),
             Ended::Left | Ended::Nothing => None,
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let mut value = match self.summary() {
+            Some(summary) => serde_json::json!(summary),
+            None => serde_json::json!({}),
         };
-        if json {
-            let mut value = serde_json::to_value(summary).unwrap_or_default();
-            if value.is_null() {
-                value = serde_json::json!({});
-            }
-            value["outcome"] = self.word().into();
-            println!("{value:#}");
-            return;
-        }
-        if let Some(summary) = summary {
-            println!("{summary}");
-        }
-        match self {
-            Ended::Checked(_) => println!("everything can be carried; nothing was touched"),
-            Ended::Loaded(_) => println!("loaded; `systemctl kexec` carries the services"),
-            Ended::Jumping(_) => println!("the jump is under way; afterwards: rcr status"),
-            Ended::Left => println!("the services are in the store"),
-            Ended::Nothing => {}
-        }
+        value["outcome"] = self.word().into();
+        value
+    }
+
+    fn text(&self) -> String {
+        let summary = self.summary().map(|s| format!("{s}\n")).unwrap_or_default();
+        let verdict = match self {
+            Ended::Checked(_) => "everything can be carried; nothing was touched\n",
+            Ended::Loaded(_) => "loaded; `systemctl kexec` carries the services\n",
+            Ended::Jumping(_) => "the jump is under way; afterwards: rcr status\n",
+            Ended::Left => "the services are in the store\n",
+            Ended::Nothing => "",
+        };
+        summary + verdict
     }
 }
 
@@ -202,5 +215,36 @@ pub fn record_failure(options: &Options, progress: &Progress, failure: &Failure)
     };
     if let Err(e) = report.write(Path::new(FINAL_REPORT)) {
         tracing::error!("the report was not written: {:#}", anyhow::Error::from(e));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_read_well_to_people_and_programs() {
+        let summary = Summary {
+            kernel_before: "6.12".into(),
+            kernel_after: "7.3".into(),
+            services: vec![SummaryService {
+                unit: "a.service".into(),
+                main_pid: Some(7),
+                processes: 2,
+                bytes: 5 << 20,
+            }],
+            region_bytes: 128 << 20,
+            warnings: Vec::new(),
+        };
+        let ended = Ended::Checked(summary);
+        assert_eq!(ended.json()["outcome"], "checked");
+        assert_eq!(ended.json()["services"][0]["main_pid"], 7);
+        assert_eq!(
+            ended.text(),
+            "kernel 6.12 -> 7.3\n  a.service                        main pid 7, 2 processes, \
+             about 5 MiB\nmemory taken until the new kernel has it back: 128 MiB\n\
+             everything can be carried; nothing was touched\n"
+        );
+        assert_eq!(Ended::Left.json(), serde_json::json!({ "outcome": "left" }));
     }
 }
