@@ -7,6 +7,7 @@
 //!                            └─────> qmp::Qmp         (snapshots, quit)
 //! ```
 
+#[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod dataset;
 pub mod facts;

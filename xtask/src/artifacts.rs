@@ -18,7 +18,7 @@ const PRODUCT: [&str; 3] = ["rcr-cli", "rcr-initramfs", "rcr-systemd"];
 /// # Errors
 /// When the build fails.
 pub fn build(package: &str, programs: &[&str]) -> Result<Vec<PathBuf>> {
-    let mut arguments = vec!["--package", package];
+    let mut arguments = vec!["--package", package, "--no-default-features"];
     for program in programs {
         arguments.extend(["--bin", program]);
     }
