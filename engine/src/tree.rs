@@ -55,15 +55,16 @@ impl Process {
                 format!("/proc/{pid}/stat is not understood"),
             )
         })?;
+        let exit_code = stat.number(52) as i32;
         Ok(Some(Process {
             pid,
             ppid: stat.number(4) as i32,
             pgid: stat.number(5) as i32,
             sid: stat.number(6) as i32,
+            exit_code,
+            flags: stat.fields[6] as u32,
             comm: stat.comm,
             state: stat.state,
-            exit_code: stat.number(52) as i32,
-            flags: stat.fields[6] as u32,
             tids,
         }))
     }

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
 use super::{RestoreError, RestoreOptions};
+use crate::arch;
 use crate::freeze::kill_and_reap;
 use crate::memory::layout::find_gap;
 use crate::memory::vdso::Vdso;
@@ -250,7 +251,7 @@ impl Nursery<'_> {
                 return Err(RestoreError::Tree { pid, what });
             }
         }
-        ptrace::set_sigmask(pid, ptrace::ALL_BUT_TRAP)?;
+        ptrace::set_sigmask(pid, arch::REMOTE_SIGMASK)?;
         let text = &self.birth.vdso.text;
         let insn = find_syscall(pid, Some((text.start, text.end)))?;
         tracee.map_arena(insn, Some(self.birth.arena.base), self.birth.arena.len)?;
@@ -316,8 +317,8 @@ impl Nursery<'_> {
                 what: format!("was born as {births:?}"),
             });
         }
-        ptrace::set_sigmask(p.pid, ptrace::ALL_BUT_TRAP)?;
-        self.move_to_cgroup(p)
+        ptrace::set_sigmask(pid, arch::REMOTE_SIGMASK)?;
+        Ok(())
     }
 
     fn move_to_cgroup(&self, p: &ProcessImage) -> Result<(), RestoreError> {
@@ -379,7 +380,9 @@ impl Nursery<'_> {
             let sid = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(p.pid)))
                 .map_err(|e| RestoreError::io("getsid")(e.into()))?
                 .as_raw();
-            let inside = self.images.has(p.sid) || self.made.ghosts.contains(&p.sid);
+            let inside = self.images.has(p.sid)
+                || self.made.ghosts.contains(&p.sid)
+                || !Path::new(&format!("/proc/{}", p.sid)).exists();
             if inside && sid != p.sid {
                 let what = format!("is in session {sid} instead of {}", p.sid);
                 return Err(RestoreError::Tree { pid: p.pid, what });

@@ -310,8 +310,7 @@ fn user_namespace(_: &Stage) -> Result<Check> {
                 ask.send(())?;
                 f.same("a thread", was, &answer.recv()?);
             }
-            let refused =
-                nix::sched::setns(fs::File::open("/proc/1/ns/uts")?, CloneFlags::CLONE_NEWUTS);
+            let refused = nix::unistd::sethostname("of-the-host");
             f.that("capabilities end at the namespace", refused.is_err());
             Ok(())
         }) as Check)
