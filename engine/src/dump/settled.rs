@@ -2,8 +2,10 @@
 //! and mappings are as before whenever nothing of ours runs, so a task goes on
 //! unharmed even if we are killed.
 
+use crate::arch;
 use crate::memory::vdso::Vdso;
 use crate::remote::{Arena, Outcome, Program, RemoteError, SavedRegs, Tracee, find_syscall};
+use crate::sys::process::{Span, write_memory};
 use crate::sys::ptrace;
 use crate::task::settle;
 
@@ -63,6 +65,20 @@ impl<'a> Workshop<'a> {
 
     /// Runs a program in any settled thread of the process.
     pub fn run_in(&self, thread: &Settled, program: &Program) -> Result<Outcome, RemoteError> {
+        let at = self.arena.frame();
+        let regs = arch::restart_syscall(thread.saved.regs());
+        let xstate = ptrace::get_xstate(thread.tid)?;
+        let frame = arch::return_frame(at, &regs, &xstate, thread.saved.sigmask());
+        let frame = frame.ok_or(RemoteError::TooLarge {
+            tid: thread.tid,
+            need: xstate.len(),
+            have: arch::FRAME_BYTES_MAX,
+        })?;
+        let span = Span {
+            start: at,
+            len: frame.len(),
+        };
+        write_memory(thread.tid, &[span], &frame)?;
         thread.with(|t| t.run(self.arena, program))
     }
 }

@@ -1,6 +1,8 @@
 //! A stopped task that runs programs for us.
 
-use crate::arch::{self, ENTRY_BYTES, Entry, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN};
+use crate::arch::{
+    self, ENTRY_BYTES, Entry, FRAME_BYTES_MAX, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN,
+};
 use crate::sys::process::{Span, read_memory, write_memory};
 use crate::sys::ptrace::{self, Regs, Stop};
 use crate::sys::{SysError, SysResult};
@@ -9,6 +11,10 @@ use super::program::{Arg, OnError, OpId, Outcome, Program};
 
 /// Bytes at the start of an arena that hold the interpreter.
 const CODE_BYTES: u64 = 4096;
+/// Then the arguments of the call that says a program is done.
+const DONE_BYTES: u64 = 64;
+/// Then, as long as the arena's owner says so, the frame to return by.
+const HEAD_BYTES: u64 = CODE_BYTES + DONE_BYTES + FRAME_BYTES_MAX as u64;
 
 /// Why a remote program did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +84,11 @@ impl Arena {
     /// The address after its last byte.
     pub fn end(&self) -> u64 {
         self.base + self.len
+    }
+
+    /// Where a frame lies by which a task returns should we be gone.
+    pub fn frame(&self) -> u64 {
+        self.base + CODE_BYTES + DONE_BYTES
     }
 }
 
@@ -178,12 +189,12 @@ impl Tracee {
     /// A program longer than the arena is run in pieces.
     pub fn run_with_births(&self, arena: Arena, program: &Program) -> Result<(Outcome, Births)> {
         let mut births = Vec::new();
-        let data_at = arena.base + CODE_BYTES;
+        let data_at = arena.base + HEAD_BYTES;
         let data_len = program.data.len().next_multiple_of(8) as u64;
         let table_at = data_at + data_len;
         let room = arena.end().saturating_sub(table_at) as usize / ENTRY_BYTES;
         if room < 2 {
-            let have = (arena.len - CODE_BYTES) as usize;
+            let have = (arena.len - HEAD_BYTES) as usize;
             return Err(RemoteError::TooLarge {
                 tid: self.tid,
                 need: program.data.len(),
@@ -205,6 +216,18 @@ impl Tracee {
                 &data,
             )?;
         }
+        let done_at = arena.base + CODE_BYTES;
+        let done = [self.tid as u64, arch::DONE_SIGNAL as u64]
+            .map(u64::to_le_bytes)
+            .concat();
+        write_memory(
+            self.tid,
+            &[Span {
+                start: done_at,
+                len: done.len(),
+            }],
+            &done,
+        )?;
         let regs = ptrace::get_regs(self.tid)?;
         let mut results: Vec<i64> = Vec::with_capacity(program.ops.len());
         for chunk in program.ops.chunks(room - 1) {
@@ -239,8 +262,11 @@ impl Tracee {
                 len: table.len(),
             };
             write_memory(self.tid, &[span], &table)?;
-            ptrace::set_regs(self.tid, &arch::point_at(&regs, arena.base, table_at))?;
-            self.go(&mut births)?;
+            ptrace::set_regs(
+                self.tid,
+                &arch::point_at(&regs, arena.base, table_at, arena.frame(), done_at),
+            )?;
+            self.go(arena, &mut births)?;
 
             let stopped_at = (ptrace::get_regs(self.tid)?.r12 - table_at) as usize / ENTRY_BYTES;
             read_memory(self.tid, &[span], &mut table)?;
@@ -272,12 +298,17 @@ impl Tracee {
         Ok((Outcome { results, data }, births))
     }
 
-    /// Lets the task run until the interpreter's `int3`.
-    fn go(&self, births: &mut Births) -> Result<()> {
+    /// Lets the task run until the interpreter says it is done.
+    fn go(&self, arena: Arena, births: &mut Births) -> Result<()> {
+        let done_at = arena.base + INTERPRETER.done_offset();
         loop {
             ptrace::cont(self.tid, 0)?;
             match ptrace::wait(self.tid)? {
-                Stop::Signal(libc::SIGTRAP) => return Ok(()),
+                Stop::Signal(arch::DONE_SIGNAL) => {
+                    if ptrace::get_regs(self.tid)?.rip == done_at {
+                        return Ok(());
+                    }
+                }
                 Stop::Event(
                     libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK,
                 ) => {
@@ -353,7 +384,7 @@ impl SavedRegs {
 
     /// Blocks every signal, until they are put back.
     pub fn block_signals(&self) -> SysResult<()> {
-        ptrace::set_sigmask(self.tid, ptrace::ALL_BUT_TRAP)
+        ptrace::set_sigmask(self.tid, arch::REMOTE_SIGMASK)
     }
 
     /// The registers as they were.

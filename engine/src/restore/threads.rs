@@ -6,6 +6,7 @@ use super::RestoreError;
 use super::births::Birth;
 use super::images::{LiveImage, ProcessImage, ThreadImage};
 use super::process::Step;
+use crate::arch;
 use crate::image::schema::SeccompMode;
 use crate::remote::{Program, RemoteError, Tracee};
 use crate::sys::process::CloneArgs;
@@ -162,7 +163,7 @@ fn make_by_id(pid: i32, threads: &[ThreadImage], birth: &Birth) -> Result<(), Re
         e => e.into(),
     })?;
     for tid in births {
-        ptrace::set_sigmask(tid, ptrace::ALL_BUT_TRAP)?;
+        ptrace::set_sigmask(tid, arch::REMOTE_SIGMASK)?;
     }
     Ok(())
 }
@@ -187,7 +188,7 @@ fn make_by_counter(pid: i32, tid: i32, birth: &Birth) -> Result<(), RestoreError
         std::fs::write(COUNTER, (tid - 1).to_string()).map_err(RestoreError::io(COUNTER))?;
         let (_, births) = Tracee { tid: pid }.run_with_births(birth.arena, &prog)?;
         let [born] = births[..] else { continue };
-        ptrace::set_sigmask(born, ptrace::ALL_BUT_TRAP)?;
+        ptrace::set_sigmask(born, arch::REMOTE_SIGMASK)?;
         if born == tid {
             return Ok(());
         }

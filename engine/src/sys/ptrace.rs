@@ -13,9 +13,6 @@ pub type Regs = libc::user_regs_struct;
 
 /// `PTRACE_O_SUSPEND_SECCOMP` (linux/ptrace.h); needs CAP_SYS_ADMIN.
 pub const O_SUSPEND_SECCOMP: i32 = 1 << 21;
-/// A signal mask with everything blocked that may be: a trap that is blocked
-/// makes the kernel reset its disposition.
-pub const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
 /// Stop and attach children made by fork, vfork and clone.
 pub const O_TRACE_CHILDREN: i32 =
     libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACECLONE;

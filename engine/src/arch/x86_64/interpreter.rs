@@ -1,14 +1,19 @@
 //! The only code of ours that ever runs inside a target.
 //!
 //! It walks a table of [`Entry`]s with `r12`, calls the kernel for each, and
-//! ends in `int3`: after the last entry, or at the first one that failed and
-//! was not allowed to. It uses no stack and no memory but the table.
+//! ends after the last entry, or at the first one that failed and was not
+//! allowed to. Then it sends itself [`DONE_SIGNAL`] (`r15` points to the two
+//! arguments of tkill(2)): its tracer sees that and takes it from there. Should
+//! the tracer be gone, the signal is ignored, as it is by default, and
+//! rt_sigreturn(2) brings back the registers of the frame at `r14`. It uses no
+//! stack and no memory but these.
 
 use std::arch::global_asm;
 
 global_asm!(
     ".pushsection .rodata",
     ".global rcr_interpreter_start",
+    ".global rcr_interpreter_done",
     ".global rcr_interpreter_end",
     ".p2align 4",
     "rcr_interpreter_start:",
@@ -57,13 +62,22 @@ global_asm!(
     "add r12, 80",
     "jmp 2b",
     "9:",
-    "int3",
+    "mov eax, 200",
+    "mov rdi, [r15]",
+    "mov rsi, [r15 + 8]",
+    "syscall",
+    "rcr_interpreter_done:",
+    "mov rsp, r14",
+    "mov eax, 15",
+    "syscall",
+    "hlt",
     "rcr_interpreter_end:",
     ".popsection",
 );
 
 unsafe extern "C" {
     static rcr_interpreter_start: u8;
+    static rcr_interpreter_done: u8;
     static rcr_interpreter_end: u8;
 }
 
@@ -85,6 +99,24 @@ impl Interpreter {
         }
     }
 }
+
+impl Interpreter {
+    /// Offset of the instruction where a finished program stands.
+    pub fn done_offset(&self) -> u64 {
+        // SAFETY: both symbols lie in the same piece, see `code`.
+        unsafe {
+            (&raw const rcr_interpreter_done).offset_from(&raw const rcr_interpreter_start) as u64
+        }
+    }
+}
+
+/// What a finished program sends itself: ignored by default, rarely handled,
+/// and where it is (preemption in Go), a spurious one is foreseen.
+pub const DONE_SIGNAL: i32 = libc::SIGURG;
+
+/// What is blocked while a program runs: everything but the signal that says
+/// it is done, and traps, whose disposition the kernel would reset.
+pub const REMOTE_SIGMASK: u64 = !(1 << (DONE_SIGNAL - 1) | 1 << (libc::SIGTRAP - 1));
 
 /// The `syscall` instruction.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];

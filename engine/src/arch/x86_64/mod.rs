@@ -1,7 +1,11 @@
 //! x86-64: the interpreter, registers, the vDSO.
 
+mod frame;
 mod interpreter;
 mod regs;
 
-pub use interpreter::{ENTRY_BYTES, Entry, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN};
+pub use frame::{FRAME_BYTES_MAX, return_frame};
+pub use interpreter::{
+    DONE_SIGNAL, ENTRY_BYTES, Entry, INTERPRETER, REMOTE_SIGMASK, STOP_ON_ERROR, SYSCALL_INSN,
+};
 pub use regs::{point_at, restart_syscall, set_call};
