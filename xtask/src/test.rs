@@ -88,7 +88,7 @@ fn host_steps(tally: &mut Tally) {
     } else {
         &["test"]
     };
-    let steps: [(&str, Vec<&str>); 3] = [
+    let steps: [(&str, Vec<&str>); 4] = [
         ("format", vec!["fmt", "--all", "--check"]),
         (
             "lints",
@@ -105,6 +105,19 @@ fn host_steps(tally: &mut Tally) {
         (
             "unit and engine tests",
             [runner, &["--workspace", "--no-fail-fast"]].concat(),
+        ),
+        (
+            "conformance",
+            vec![
+                "run",
+                "--quiet",
+                "--package",
+                "rcr-tests",
+                "--bin",
+                "rcr-conformance",
+                "--",
+                "run",
+            ],
         ),
     ];
     for (name, arguments) in steps {
