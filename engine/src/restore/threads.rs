@@ -14,6 +14,7 @@ use crate::sys::ptrace::{self, Stop};
 use crate::task::{creds, seccomp, signals};
 
 const PR_SET_PDEATHSIG: i32 = 1;
+const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_NAME: i32 = 15;
 const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
@@ -211,9 +212,23 @@ pub fn end_again(pid: i32, status: i32, birth: &Birth) -> Result<(), RestoreErro
         let signal = libc::WTERMSIG(status);
         let signal = nix::sys::signal::Signal::try_from(signal)
             .map_err(|e| RestoreError::io(format!("zombie {pid}"))(e.into()))?;
+        if signal != nix::sys::signal::Signal::SIGKILL {
+            let mut prog = Program::new();
+            let default = prog.zeroed(32);
+            let args = [(signal as i32).into(), default.into(), 0.into(), 8.into()];
+            prog.call(libc::SYS_rt_sigaction, "let the signal end it", &args);
+            // There is nothing of the program in it to be looked at.
+            let args = [PR_SET_DUMPABLE, 0, 0, 0, 0].map(Into::into);
+            prog.call(libc::SYS_prctl, "let it leave no core", &args);
+            tracee.run(birth.arena, &prog)?;
+        }
         ptrace::set_sigmask(pid, 0)?;
         nix::sys::signal::kill(target, signal)
             .map_err(|e| RestoreError::io(format!("zombie {pid}"))(e.into()))?;
+        // A kill wakes a stopped task, other signals do not.
+        if signal != nix::sys::signal::Signal::SIGKILL {
+            ptrace::cont(pid, 0)?;
+        }
         loop {
             match ptrace::wait(pid)? {
                 Stop::Signal(s) => ptrace::cont(pid, s)?,
