@@ -3,7 +3,10 @@
 pub mod creds;
 pub mod files;
 pub mod memory;
+pub mod namespaces;
 pub mod process;
+pub mod refusals;
+pub mod seccomp;
 pub mod signals;
 pub mod sockets;
 pub mod threads;
@@ -19,6 +22,9 @@ pub const ALL: &[&[Case]] = &[
     timers::CASES,
     process::CASES,
     creds::CASES,
+    seccomp::CASES,
+    namespaces::CASES,
     files::CASES,
     sockets::CASES,
+    refusals::CASES,
 ];
