@@ -198,7 +198,7 @@ impl Picture {
             };
             list.retain(|l| !kernels(l));
         }
-        self.add(format!("process {pid} mappings"), list.join("\n"));
+        self.add(format!("process {pid} mappings"), merged(list).join("\n"));
         Ok(())
     }
 
@@ -234,9 +234,15 @@ impl Picture {
 /// Values of several lines: only the lines that differ.
 fn difference(f: &mut Findings, what: &str, was: &str, is: &str) {
     let only = |a: &str, b: &str| -> Vec<String> {
-        let b: Vec<&str> = b.lines().collect();
-        let lines = a.lines().filter(|l| !b.contains(l));
-        lines.map(str::to_owned).collect()
+        let mut others: Vec<&str> = b.lines().collect();
+        let mut rest = Vec::new();
+        for line in a.lines() {
+            match others.iter().position(|o| *o == line) {
+                Some(at) => drop(others.remove(at)),
+                None => rest.push(line.to_owned()),
+            }
+        }
+        rest
     };
     f.note(format!(
         "{what}: was {:?}, is {:?}",
@@ -253,6 +259,30 @@ fn mapping(line: &str) -> String {
     let shown = if nameless { 3 } else { 5 };
     let shown = words[..shown.min(words.len())].join(" ");
     format!("{shown} {}", without_number(&name))
+}
+
+/// Neighbours that differ in nothing count as one: whether the kernel joins
+/// them depends on their past.
+fn merged(list: Vec<String>) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for line in list {
+        let parts = |l: &str| {
+            let (range, rest) = l.split_once(' ')?;
+            let (start, end) = range.split_once('-')?;
+            Some((start.to_owned(), end.to_owned(), rest.to_owned()))
+        };
+        let joined = out.last().and_then(|last| {
+            let (start, middle, rest) = parts(last)?;
+            let (from, end, same) = parts(&line)?;
+            let anonymous = rest.contains(" 00000000 00:00 0 ");
+            (anonymous && middle == from && rest == same).then(|| format!("{start}-{end} {rest}"))
+        });
+        match joined {
+            Some(joined) => *out.last_mut().expect("just looked at") = joined,
+            None => out.push(line),
+        }
+    }
+    out
 }
 
 /// `VmFlags` without what is circumstance.

@@ -71,6 +71,7 @@ pub struct Plan {
 pub fn run(plan: &Plan) -> Result<usize> {
     // What loses its parent becomes ours, restored trees among them.
     nix::sys::prctl::set_child_subreaper(true)?;
+    own_mounts().context("mount namespace")?;
     let home = std::env::temp_dir().join(format!("rcr-conformance.{}", std::process::id()));
     fs::create_dir(&home).with_context(|| home.display().to_string())?;
     // A build meanwhile would turn our executable into a deleted file; and the
@@ -102,6 +103,26 @@ pub fn run(plan: &Plan) -> Result<usize> {
     }
     println!("{passed} passed, {failed} failed");
     Ok(failed)
+}
+
+/// A mount namespace of our own that is as on a host with systemd: shared,
+/// without hierarchies of cgroup version 1 and without mounts under mounts.
+fn own_mounts() -> Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    for kind in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount(none, "/", none, MsFlags::MS_REC | kind, none)?;
+    }
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut seen = std::collections::BTreeSet::new();
+    for line in text.lines() {
+        let place = line.split(' ').nth(4).context("mountinfo")?;
+        if !seen.insert(place) || line.contains(" - cgroup ") {
+            umount2(place, MntFlags::MNT_DETACH).with_context(|| place.to_owned())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where programs are run.
