@@ -169,7 +169,7 @@ impl Nursery<'_> {
             return self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64);
         }
         // An orphan that its session's dead leader left to a subreaper.
-        let held = self.inner_ghosts.iter().any(|g| *g == (p.ppid, p.sid));
+        let held = self.inner_ghosts.contains(&(p.ppid, p.sid));
         if !held && !self.images.has(p.sid) && !Path::new(&format!("/proc/{}", p.sid)).exists() {
             self.fork(p.ppid, p.sid, 0)?;
             self.become_leader(p.sid)?;
