@@ -486,10 +486,8 @@ fn locks(stage: &Stage) -> Result<Check> {
         .into();
     // The lock belongs to the open file, which stays open.
     // SAFETY: a plain call on a descriptor of ours.
-    ensure!(
-        unsafe { libc::flock(whole.as_raw_fd(), libc::LOCK_EX) } == 0,
-        "flock"
-    );
+    let locked = unsafe { libc::flock(whole.as_raw_fd(), libc::LOCK_EX) };
+    ensure!(locked == 0, "flock");
     fcntl(&part, FcntlArg::F_SETLK(&record(libc::F_WRLCK, 1, 3)))?;
     fcntl(&part, FcntlArg::F_SETLK(&record(libc::F_RDLCK, 5, 0)))?;
     fcntl(

@@ -101,23 +101,17 @@ fn private(_: &Stage) -> Result<Check> {
     const PAGES: usize = 1000;
     let mut map = Map::private(PAGES * PAGE)?;
     map.advise(libc::MADV_NOHUGEPAGE)?;
-    let filled = |p: usize| p % 7 == 0 || (100..120).contains(&p);
+    let filled = |p: usize| p.is_multiple_of(7) || (100..120).contains(&p);
     for p in (0..PAGES).filter(|&p| filled(p)) {
         stamp(&mut map, p, 1);
     }
     let mut seed = 1;
     Ok(Box::new(move |f| {
-        let there = resident(&map)?;
-        for p in 0..PAGES {
-            f.that(
-                format!("page {p}: in RAM {}", there[p]),
-                there[p] == filled(p),
-            );
+        for (p, there) in resident(&map)?.into_iter().enumerate() {
+            f.that(format!("page {p}: in RAM {there}"), there == filled(p));
             if filled(p) {
-                f.that(
-                    format!("page {p}: other content"),
-                    stamped(map.bytes(), p, seed),
-                );
+                let fine = stamped(map.bytes(), p, seed);
+                f.that(format!("page {p}: other content"), fine);
             }
         }
         seed += 1;

@@ -297,7 +297,7 @@ fn names(_: &Stage) -> Result<Check> {
     let start: usize = rest.split(' ').nth(45).context("arg_start")?.parse()?;
     // SAFETY: the arguments are writable memory, longer than these bytes;
     // nobody reads them as arguments any more.
-    unsafe { std::ptr::copy_nonoverlapping(b"worker\0".as_ptr(), start as *mut u8, 7) };
+    unsafe { std::ptr::copy_nonoverlapping(c"worker".as_ptr(), start as *mut i8, 7) };
     let read = || -> Result<_> {
         Ok((
             fs::read_to_string("/proc/self/comm")?,

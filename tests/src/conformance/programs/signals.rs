@@ -201,8 +201,11 @@ fn masks(_: &Stage) -> Result<Check> {
     }))
 }
 
-/// Code, sender and value of what sigtimedwait gives, or the errno.
-fn take(set: &SigSet) -> Result<Option<(i32, i32, i32, i32, u64)>> {
+/// Signal, code, sender's pid and uid, value.
+type Sent = (i32, i32, i32, i32, u64);
+
+/// What sigtimedwait gives at once.
+fn take(set: &SigSet) -> Result<Option<Sent>> {
     let zero = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -280,10 +283,8 @@ fn altstack(_: &Stage) -> Result<Check> {
         ss_size: stack.len(),
     };
     // SAFETY: the stack is mapped as long as the program lives.
-    ensure!(
-        unsafe { libc::sigaltstack(&described, std::ptr::null_mut()) } == 0,
-        "sigaltstack"
-    );
+    let r = unsafe { libc::sigaltstack(&described, std::ptr::null_mut()) };
+    ensure!(r == 0, "sigaltstack");
     let handler = SigHandler::Handler(count);
     set(
         Signal::SIGUSR1,
