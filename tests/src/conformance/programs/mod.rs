@@ -1,11 +1,15 @@
 //! The programs, by area.
 
+pub mod blocked;
+pub mod clocks;
 pub mod creds;
 pub mod files;
 pub mod memory;
 pub mod namespaces;
+pub mod pipes;
 pub mod process;
 pub mod refusals;
+pub mod registers;
 pub mod seccomp;
 pub mod signals;
 pub mod sockets;
@@ -18,13 +22,17 @@ use super::Case;
 pub const ALL: &[&[Case]] = &[
     memory::CASES,
     threads::CASES,
+    registers::CASES,
+    blocked::CASES,
     signals::CASES,
     timers::CASES,
+    clocks::CASES,
     process::CASES,
     creds::CASES,
     seccomp::CASES,
     namespaces::CASES,
     files::CASES,
+    pipes::CASES,
     sockets::CASES,
     refusals::CASES,
 ];
