@@ -86,6 +86,8 @@ pub struct Picture {
     facts: BTreeMap<String, String>,
     /// The processes.
     pub pids: Vec<i32>,
+    /// Some thread runs, or wants to.
+    pub awake: bool,
 }
 
 impl Picture {
@@ -162,6 +164,8 @@ impl Picture {
     fn thread(&mut self, pid: i32, tid: i32) -> Result<()> {
         let dir = format!("/proc/{pid}/task/{tid}");
         let status = fs::read_to_string(format!("{dir}/status"))?;
+        let busy = |l: &str| l.starts_with("State:\tR") || l.starts_with("State:\tD");
+        self.awake |= status.lines().any(busy);
         for line in status.lines() {
             let Some((key, value)) = line.split_once(':') else {
                 continue;

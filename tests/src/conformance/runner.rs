@@ -106,7 +106,8 @@ pub fn run(plan: &Plan) -> Result<usize> {
 }
 
 /// A mount namespace of our own that is as on a host with systemd: shared,
-/// without hierarchies of cgroup version 1 and without mounts under mounts.
+/// without hierarchies of cgroup version 1, without mounts under mounts, and
+/// without what other programs mount for a while where temporary files are.
 fn own_mounts() -> Result<()> {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
@@ -116,9 +117,12 @@ fn own_mounts() -> Result<()> {
     }
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let mut seen = std::collections::BTreeSet::new();
-    for line in text.lines() {
+    let temporary = std::env::temp_dir();
+    // The last ones first: they may lie in earlier ones.
+    for line in text.lines().rev() {
         let place = line.split(' ').nth(4).context("mountinfo")?;
-        if !seen.insert(place) || line.contains(" - cgroup ") {
+        let below = Path::new(place).starts_with(&temporary) && Path::new(place) != temporary;
+        if !seen.insert(place) || below || line.contains(" - cgroup ") {
             umount2(place, MntFlags::MNT_DETACH).with_context(|| place.to_owned())?;
         }
     }
@@ -233,13 +237,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A picture of the tree when nothing in it is on the move any more.
+    /// A picture of the tree when nothing in it is on the move any more. Some
+    /// programs are never at rest; they keep still in what is looked at.
     fn settled(&self, leave: Leave) -> Result<Picture> {
         let mut last = Picture::take(&self.tree, leave)?;
         for _ in 0..SETTLE_TRIES {
             std::thread::sleep(POLL);
             let now = Picture::take(&self.tree, leave)?;
-            if now == last {
+            if now == last && !now.awake {
                 break;
             }
             last = now;
