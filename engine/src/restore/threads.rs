@@ -23,7 +23,7 @@ const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
 /// How often a wrong thread id is given back before giving up.
-const TRIES: usize = 64;
+const TRIES: usize = 1000;
 
 impl Step<'_, '_> {
     /// Makes the other threads and gives every thread what is its own.
