@@ -14,6 +14,8 @@ use crate::memory::shmem::Objects;
 use crate::memory::vma::{self, Class};
 use crate::namespace::{self, NsIds, NsKind};
 use crate::sys::process::pidfd_open;
+use crate::task::creds::same_ids;
+use crate::task::status::Status;
 use crate::tree::{Process, Tree};
 
 /// Everything that stands in the way of a checkpoint of the tree as it is now.
@@ -114,6 +116,13 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
             "untag the unit",
         );
     }
+    for tid in threads_with_other_ids(p)? {
+        refuse(
+            "credentials",
+            format!("thread {tid} has other ids than its process in a private user namespace"),
+            "untag the unit or run it without PrivateUsers=",
+        );
+    }
     for &tid in p.tids.iter().filter(|&&t| t != p.pid) {
         let state = std::fs::read_to_string(format!("/proc/{}/task/{tid}/stat", p.pid));
         if state.is_ok_and(|s| s.rsplit(')').next().is_some_and(|r| r.starts_with(" Z"))) {
@@ -125,6 +134,20 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
         }
     }
     Ok(out)
+}
+
+/// Threads whose ids differ from the leader's where that cannot be made again:
+/// in a user namespace of its own a process gets its threads after its ids.
+fn threads_with_other_ids(p: &Process) -> Result<Vec<i32>, DumpError> {
+    let ids = NsIds::of(Pid::from_raw(p.pid))?;
+    if ids.same(&NsIds::own()?, NsKind::User) {
+        return Ok(Vec::new());
+    }
+    let creds = |tid: i32| Status::read(tid).and_then(|s| s.creds(0));
+    let leader = creds(p.pid).map_err(DumpError::io(format!("status of {}", p.pid)))?;
+    // A thread that ends meanwhile is no reason to refuse.
+    let differs = |&tid: &i32| creds(tid).is_ok_and(|c| !same_ids(&leader, &c));
+    Ok(p.tids.iter().copied().filter(differs).collect())
 }
 
 /// About how many bytes a dump of the tree takes now, pages included.

@@ -87,11 +87,23 @@ impl Images {
         if processes.iter().all(|p| p.live.is_none()) {
             return Err(content(names::PSTREE, "no living process".into()));
         }
+        let seccomp: SeccompEntry = get_record(source, Kind::Seccomp, names::SECCOMP)?;
+        let threads = processes
+            .iter()
+            .filter_map(|p| p.live.as_ref())
+            .flat_map(|l| &l.threads);
+        for t in threads {
+            let known = |&i: &u32| (i as usize) < seccomp.seccomp_filters.len();
+            if !t.ext.seccomp_chain.iter().all(known) {
+                let what = format!("thread {} names a filter that is not there", t.tid);
+                return Err(content(names::SECCOMP, what));
+            }
+        }
         Ok(Self {
             processes,
             inventory: own,
             host_ids: inventory.root_ids.unwrap_or_default(),
-            seccomp: get_record(source, Kind::Seccomp, names::SECCOMP)?,
+            seccomp,
         })
     }
 
@@ -166,10 +178,15 @@ fn load_live(
             tc = c.tc;
         }
         let ext: RcrThread = get_record(source, Kind::RcrTasks, &ext::thread_image(tid))?;
+        let core = c.thread_core.ok_or_else(|| lacks(tid, "thread state"))?;
+        // Without them the thread would keep the restorer's privileges.
+        if core.creds.is_none() {
+            return Err(lacks(tid, "credentials"));
+        }
         threads.push(ThreadImage {
             tid,
             info: c.thread_info.ok_or_else(|| lacks(tid, "registers"))?,
-            core: c.thread_core.ok_or_else(|| lacks(tid, "thread state"))?,
+            core,
             ext,
         });
     }

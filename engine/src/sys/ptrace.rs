@@ -54,18 +54,6 @@ pub fn interrupt(tid: i32) -> SysResult<()> {
     request(libc::PTRACE_INTERRUPT, "PTRACE_INTERRUPT", tid, 0, 0).map(drop)
 }
 
-/// Replaces the trace options.
-pub fn set_options(tid: i32, options: i32) -> SysResult<()> {
-    request(
-        libc::PTRACE_SETOPTIONS,
-        "PTRACE_SETOPTIONS",
-        tid,
-        0,
-        options as usize,
-    )
-    .map(drop)
-}
-
 /// Lets a stopped task run, delivering `signal` (0: none).
 pub fn cont(tid: i32, signal: i32) -> SysResult<()> {
     request(libc::PTRACE_CONT, "PTRACE_CONT", tid, 0, signal as usize).map(drop)
