@@ -1,5 +1,8 @@
 //! Saving: descriptor tables become records.
 
+mod kinds;
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,21 +10,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
-use super::error::{FileError, Stop, refuse};
+use super::error::FileError;
 use super::examined::{Examined, Found, Saved};
 use super::fdinfo::FdInfo;
-use super::ghost::{self, Ghosts};
+use super::ghost::Ghosts;
 use super::identity::{Descriptions, Slot};
-use super::memfd::{self, Memfds};
-use super::pipe::{self, Pipes};
+use super::memfd::Memfds;
+use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
-use super::reg::{self, Whereabouts};
-use super::{FilePolicy, TaskFiles, epoll, eventfd, late, signalfd, sys, timerfd};
+use super::{FilePolicy, TaskFiles, late, sys};
 use crate::Refusal;
 use crate::image::schema::{FdinfoEntry, FileEntry};
 use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
-use crate::socket::{self, unix};
-use crate::sys::{SysError, SysResult};
+use crate::socket::unix;
+use crate::sys::SysError;
 
 /// Collects the open files of a tree.
 ///
@@ -230,174 +232,6 @@ impl FileSaver {
         Ok(Some(id))
     }
 
-    /// Saves a file under a new id, or notes the refusal.
-    fn examine(&mut self, file: &Examined<'_>, found: Found) -> Result<Option<u32>, FileError> {
-        let id = self.next_id;
-        let mut saved = Saved::new(id, found);
-        self.next_id += 1;
-        match self.save_kind(file, &mut saved) {
-            Ok(()) => {
-                self.files.insert(id, saved);
-                Ok(Some(id))
-            }
-            Err(Stop::Refuse {
-                kind,
-                reason,
-                advice,
-            }) => {
-                self.refuse(&saved.found, &kind, reason, advice);
-                Ok(None)
-            }
-            Err(Stop::Sys(source)) => {
-                let found = saved.found;
-                Err(FileError::Task {
-                    pid: found.pid,
-                    object: found.object,
-                    source,
-                })
-            }
-        }
-    }
-
-    fn save_kind(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
-        if let Some(kind) = file.link.strip_prefix("anon_inode:") {
-            return match kind {
-                "[eventfd]" => eventfd::save(file, saved),
-                "[eventpoll]" => epoll::save(file, saved),
-                "[timerfd]" => timerfd::save(file, saved),
-                "[signalfd]" => signalfd::save(file, saved),
-                other => refuse_anonymous(other),
-            };
-        }
-        if file.is_path() {
-            return self.save_by_path(file, saved);
-        }
-        match file.format() {
-            libc::S_IFSOCK => socket::save(file, saved, &mut self.unix),
-            libc::S_IFIFO if file.link.starts_with("pipe:") => {
-                pipe::save(file, saved, &mut self.pipes)
-            }
-            libc::S_IFIFO => self.save_fifo(file, saved),
-            libc::S_IFREG if file.link.starts_with(memfd::PREFIX) => {
-                memfd::save(file, saved, &mut self.memfds)
-            }
-            _ => self.save_by_path(file, saved),
-        }
-    }
-
-    fn save_by_path(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
-        if let Some(kind) = special_filesystem(file)? {
-            return refuse(kind, "this kind of file is not carried", "untag the unit");
-        }
-        match reg::whereabouts(file)? {
-            Whereabouts::Named { name, mnt_ns } => {
-                saved.extra.mnt_ns = Some(mnt_ns);
-                reg::save(file, saved, name)
-            }
-            Whereabouts::Unlinked { name } => ghost::save(file, saved, name, &mut self.ghosts),
-        }
-    }
-
-    fn save_fifo(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
-        let Whereabouts::Named { name, mnt_ns } = reg::whereabouts(file)? else {
-            return refuse("named pipe", "its name is gone", "restart the service");
-        };
-        let path_id = self.next_id;
-        self.next_id += 1;
-        let mut path = Saved::new(path_id, saved.found.clone());
-        // Opened for both directions, it neither waits for a peer nor fails without one.
-        let both = FdInfo {
-            flags: (libc::O_RDWR | libc::O_NONBLOCK) as u32,
-            ..FdInfo::default()
-        };
-        reg::save(
-            &Examined {
-                info: &both,
-                ..*file
-            },
-            &mut path,
-            name,
-        )?;
-        path.extra.mnt_ns = Some(mnt_ns);
-        self.files.insert(path_id, path);
-        pipe::save_fifo(file, saved, path_id, &mut self.pipes)
-    }
-
-    /// Completes what needs the whole picture: what epoll watches, the other
-    /// ends of pipes and sockets, buffered data. Call it once, after the last
-    /// file was saved.
-    pub fn settle(&mut self) -> Result<(), FileError> {
-        self.settle_late_slots();
-        let live = !self.policy.payload;
-        let mut refusals = Vec::new();
-
-        let descriptions = &self.descriptions;
-        let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
-        refusals.extend(self.pipes.settle(held, !live)?);
-        let rules = unix::Rules {
-            unix: self.policy.unix,
-            payload: !live,
-            live,
-        };
-        refusals.extend(unix::settle(
-            &mut self.files,
-            descriptions,
-            &mut self.unix,
-            &rules,
-        )?);
-        for saved in self.files.values_mut().filter(|s| s.entry.epfd.is_some()) {
-            match epoll::settle(saved, descriptions, live)? {
-                Ok(targets) => saved.extra.epoll_targets = targets,
-                Err(stop) => refusals.push((saved.entry.id, stop)),
-            }
-        }
-        refusals.extend(self.locks.settle(&mut self.files));
-        refusals.extend(self.owners_outside());
-        for (id, stop) in refusals {
-            let Some(found) = self.files.get(&id).map(|s| s.found.clone()) else {
-                continue;
-            };
-            match stop {
-                Stop::Refuse {
-                    kind,
-                    reason,
-                    advice,
-                } => self.refuse(&found, &kind, reason, advice),
-                Stop::Sys(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whoever was found first holding a file does what only a holder can.
-    fn settle_late_slots(&mut self) {
-        for (id, saved) in &mut self.files {
-            let slot = self.descriptions.get(*id).and_then(|h| h.slots.first());
-            if let Some(slot) = slot {
-                saved.extra.late_pid = Some(slot.pid);
-                saved.extra.late_fd = Some(slot.fd);
-            }
-        }
-    }
-
-    /// Files whose SIGIO goes to a process that does not come along.
-    fn owners_outside(&self) -> Vec<(u32, Stop)> {
-        const OF_PROCESS: u32 = 1;
-        let mut refusals = Vec::new();
-        for saved in self.files.values() {
-            let Some((fown, _)) = late::owner_of(&saved.entry, &saved.extra) else {
-                continue;
-            };
-            let inside = fown.pid == 0 || self.pids.contains(&(fown.pid as i32));
-            if fown.pid_type == OF_PROCESS && !inside {
-                let reason = format!("its signals go to process {} outside the service", fown.pid);
-                let stop = refuse::<()>("file with a signal owner", reason, "untag the unit");
-                refusals.extend(stop.err().map(|s| (saved.entry.id, s)));
-            }
-        }
-        refusals
-    }
-
     fn refuse(&mut self, found: &Found, kind: &str, reason: String, advice: String) {
         let object = if found.object.contains(kind) {
             found.object.clone()
@@ -515,35 +349,4 @@ fn is_gone(e: &FileError) -> bool {
         }
         _ => false,
     }
-}
-
-/// Files of kernel-internal filesystems that look like regular ones.
-fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
-    // linux/magic.h
-    Ok(match sys::filesystem(file.fd)? {
-        0x6e73_6673 => Some("namespace descriptor"),
-        0x5049_4446 => Some("pidfd"),
-        0x5345_434d => Some("secret memory"),
-        0xcafe_4a11 => Some("BPF object"),
-        _ => None,
-    })
-}
-
-fn refuse_anonymous(kind: &str) -> Result<(), Stop> {
-    let kind = kind.trim_matches(['[', ']']);
-    let (reason, advice) = match kind {
-        "io_uring" => (
-            "rings and requests in flight live in the kernel",
-            "turn io_uring off in the service's configuration, or untag the unit",
-        ),
-        "inotify" => ("watches are not carried yet", "untag the unit"),
-        "userfaultfd" => ("its memory registrations are not carried", "untag the unit"),
-        "pidfd" => (
-            "it may refer to a process outside the service",
-            "untag the unit",
-        ),
-        "fanotify" => ("its marks are not carried", "untag the unit"),
-        _ => ("this kind of file is not carried", "untag the unit"),
-    };
-    refuse(kind, reason, advice)
 }

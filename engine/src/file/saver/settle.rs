@@ -1,0 +1,85 @@
+//! What is known only when every file has been seen.
+
+use std::os::fd::AsFd;
+
+use super::super::error::{Stop, refuse};
+use super::super::{epoll, late};
+use super::{FileError, FileSaver};
+use crate::socket::unix;
+
+impl FileSaver {
+    /// Completes what needs the whole picture: what epoll watches, the other
+    /// ends of pipes and sockets, buffered data. Call it once, after the last
+    /// file was saved.
+    pub fn settle(&mut self) -> Result<(), FileError> {
+        self.settle_late_slots();
+        let live = !self.policy.payload;
+        let mut refusals = Vec::new();
+
+        let descriptions = &self.descriptions;
+        let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
+        refusals.extend(self.pipes.settle(held, !live)?);
+        let rules = unix::Rules {
+            unix: self.policy.unix,
+            payload: !live,
+            live,
+        };
+        refusals.extend(unix::settle(
+            &mut self.files,
+            descriptions,
+            &mut self.unix,
+            &rules,
+        )?);
+        for saved in self.files.values_mut().filter(|s| s.entry.epfd.is_some()) {
+            match epoll::settle(saved, descriptions, live)? {
+                Ok(targets) => saved.extra.epoll_targets = targets,
+                Err(stop) => refusals.push((saved.entry.id, stop)),
+            }
+        }
+        refusals.extend(self.locks.settle(&mut self.files));
+        refusals.extend(self.owners_outside());
+        for (id, stop) in refusals {
+            let Some(found) = self.files.get(&id).map(|s| s.found.clone()) else {
+                continue;
+            };
+            match stop {
+                Stop::Refuse {
+                    kind,
+                    reason,
+                    advice,
+                } => self.refuse(&found, &kind, reason, advice),
+                Stop::Sys(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever was found first holding a file does what only a holder can.
+    fn settle_late_slots(&mut self) {
+        for (id, saved) in &mut self.files {
+            let slot = self.descriptions.get(*id).and_then(|h| h.slots.first());
+            if let Some(slot) = slot {
+                saved.extra.late_pid = Some(slot.pid);
+                saved.extra.late_fd = Some(slot.fd);
+            }
+        }
+    }
+
+    /// Files whose SIGIO goes to a process that does not come along.
+    fn owners_outside(&self) -> Vec<(u32, Stop)> {
+        const OF_PROCESS: u32 = 1;
+        let mut refusals = Vec::new();
+        for saved in self.files.values() {
+            let Some((fown, _)) = late::owner_of(&saved.entry, &saved.extra) else {
+                continue;
+            };
+            let inside = fown.pid == 0 || self.pids.contains(&(fown.pid as i32));
+            if fown.pid_type == OF_PROCESS && !inside {
+                let reason = format!("its signals go to process {} outside the service", fown.pid);
+                let stop = refuse::<()>("file with a signal owner", reason, "untag the unit");
+                refusals.extend(stop.err().map(|s| (saved.entry.id, s)));
+            }
+        }
+        refusals
+    }
+}
