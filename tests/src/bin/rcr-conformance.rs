@@ -1,15 +1,14 @@
 //! Conformance programs of the engine, on this host, as root.
-//! `rcr-conformance run [--only AREA/NAME] [--cycles N]`.
+//! `rcr-conformance run [--only AREA/NAME] [--cycles N] [--jobs N] [--json FILE]`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
-use rcr_tests::conformance::programs::ALL;
-use rcr_tests::conformance::runner::{self, Plan};
+use rcr_tests::conformance::runner::{self, Plan, WorkerPlan};
 use rcr_tests::conformance::steps::{self, DumpStep};
 use rcr_tests::conformance::{stage, sys};
 
@@ -24,18 +23,32 @@ struct Args {
 enum What {
     /// Run the programs in all modes.
     Run {
-        /// Only those whose name contains this.
+        /// Only those whose name contains this; may be given several times.
         #[arg(long)]
-        only: Option<String>,
+        only: Vec<String>,
         /// Dumps and restores in a row in the last mode.
         #[arg(long, default_value_t = 2)]
         cycles: u32,
         /// Leave the directories of programs that failed.
         #[arg(long)]
         keep: bool,
+        /// Programs at a time; as many as there are processors unless given.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Also write all results to this file.
+        #[arg(long)]
+        json: Option<PathBuf>,
     },
     /// List the programs.
     List,
+    /// Run programs that are named on the standard input.
+    #[command(hide = true)]
+    Worker {
+        home: PathBuf,
+        unique: String,
+        #[arg(long)]
+        cycles: u32,
+    },
     /// Be one of the programs.
     #[command(hide = true)]
     Program { name: String, dir: PathBuf },
@@ -73,12 +86,43 @@ fn main() -> ExitCode {
 
 fn act() -> Result<ExitCode> {
     match Args::parse().command {
-        What::Run { only, cycles, keep } => {
-            let failed = runner::run(&Plan { only, cycles, keep })?;
-            return Ok(ExitCode::from(u8::from(failed > 0)));
+        What::Run {
+            only,
+            cycles,
+            keep,
+            jobs,
+            json,
+        } => {
+            let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+            let report = runner::run(&Plan {
+                only,
+                cycles,
+                keep,
+                jobs: jobs.unwrap_or_else(processors),
+            })?;
+            if let Some(path) = json {
+                let text = serde_json::to_string_pretty(&report)?;
+                std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+            }
+            println!();
+            for (area, count) in report.by_area() {
+                println!("{area:<16} {count}");
+            }
+            let total = report.total();
+            println!("{total}");
+            return Ok(ExitCode::from(u8::from(total.failed > 0)));
         }
+        What::Worker {
+            home,
+            unique,
+            cycles,
+        } => runner::work(&WorkerPlan {
+            home,
+            unique,
+            cycles,
+        })?,
         What::List => {
-            for case in ALL.iter().flat_map(|area| area.iter()) {
+            for case in runner::all() {
                 println!("{:<32} {}", case.name, case.about);
             }
         }

@@ -9,8 +9,44 @@ use super::{Findings, Stage};
 /// each cycle; may change its state for the next one.
 pub type Check = Box<dyn FnMut(&mut Findings) -> anyhow::Result<()>>;
 
-/// Builds the state and gives the check that knows it.
+/// Builds the state and gives the check that knows it. Where this machine lacks
+/// what it takes, it fails with [`Unavailable::because`].
 pub type Setup = fn(&Stage) -> anyhow::Result<Check>;
+
+/// What becomes of a program's objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// It goes on as if nothing had been.
+    Carried,
+    /// Nothing could carry it: the dump is refused by name.
+    Refused,
+    /// It could be carried, and is refused by name until it is.
+    NotYet,
+}
+
+/// A machine without what a program needs: no difference, and no success.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}{why}", Self::PREFIX)]
+pub struct Unavailable {
+    /// What is missing.
+    pub why: String,
+}
+
+impl Unavailable {
+    /// What its message begins with.
+    pub const PREFIX: &str = "not on this machine: ";
+
+    /// The error of a setup that cannot be done here.
+    pub fn because(why: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self { why: why.into() })
+    }
+
+    /// What an error says to be missing, if it is of this kind.
+    pub fn of(error: &anyhow::Error) -> Option<&str> {
+        error.downcast_ref::<Self>().map(|u| u.why.as_str())
+    }
+}
 
 /// One conformance program.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +61,11 @@ pub struct Case {
     pub tcp: TcpPolicy,
     /// Runs in a cgroup of its own, which is what is dumped.
     pub in_cgroup: bool,
-    /// The dump must be refused; the program says with which words
+    /// What becomes of it. A program that is refused says with which words
     /// ([`Stage::expect_refusal`]).
-    pub refused: bool,
+    pub fate: Fate,
+    /// Needs something of the host that nobody else may use meanwhile.
+    pub alone: bool,
     /// What is changed in the images before the restore.
     pub forge: Option<Forge>,
 }
@@ -41,7 +79,8 @@ impl Case {
             setup,
             tcp: TcpPolicy::Refuse,
             in_cgroup: false,
-            refused: false,
+            fate: Fate::Carried,
+            alone: false,
             forge: None,
         }
     }
@@ -58,10 +97,27 @@ impl Case {
         self
     }
 
-    /// It cannot be dumped.
+    /// Nothing could carry it; the dump must be refused.
     pub const fn refused(mut self) -> Self {
-        self.refused = true;
+        self.fate = Fate::Refused;
         self
+    }
+
+    /// It is not carried yet; until it is, the dump must be refused.
+    pub const fn not_yet(mut self) -> Self {
+        self.fate = Fate::NotYet;
+        self
+    }
+
+    /// It uses something of the whole host, so it runs while no other does.
+    pub const fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// The first part of its name.
+    pub fn area(&self) -> &'static str {
+        self.name.split('/').next().unwrap_or(self.name)
     }
 
     /// Its images are changed as if they came from elsewhere.

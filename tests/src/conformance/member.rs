@@ -9,7 +9,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::stage::POLL;
 use super::sys::Map;
-use super::{Check, Findings};
+use super::{Check, Findings, Unavailable};
 
 /// Room for a member's words.
 const BOARD_BYTES: usize = 64 << 10;
@@ -52,6 +52,11 @@ impl Member {
                     board,
                 };
                 let lines = member.wait(READY)?;
+                if let [only] = &lines[..]
+                    && let Some(why) = only.strip_prefix(Unavailable::PREFIX)
+                {
+                    return Err(Unavailable::because(why));
+                }
                 if !lines.is_empty() {
                     bail!("{}: {}", member.name, lines.join("; "));
                 }

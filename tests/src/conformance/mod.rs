@@ -12,7 +12,8 @@
 //! ```
 //! A program and the runner talk through files of the program's directory
 //! ([`stage`]): no descriptor leads out of the tree. Every program goes through
-//! three modes ([`runner::Mode`]).
+//! several modes ([`report::Mode`]), in a worker that has process ids, mounts,
+//! System V objects and a network of its own.
 
 pub mod case;
 pub mod findings;
@@ -20,12 +21,13 @@ pub mod forge;
 pub mod member;
 pub mod observe;
 pub mod programs;
+pub mod report;
 pub mod runner;
 pub mod stage;
 pub mod steps;
 pub mod sys;
 
-pub use case::{Case, Check, Setup};
+pub use case::{Case, Check, Fate, Setup, Unavailable};
 pub use findings::Findings;
 pub use member::Member;
 pub use stage::Stage;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 
 use super::programs::ALL;
-use super::{Case, Findings};
+use super::{Case, Findings, Unavailable};
 
 /// How often files are looked for.
 pub const POLL: Duration = Duration::from_millis(3);
@@ -73,6 +73,11 @@ impl Stage {
         self.dir.join("ready")
     }
 
+    /// The program cannot be set up on this machine; holds the reason.
+    pub fn skip_file(&self) -> PathBuf {
+        self.dir.join("skip")
+    }
+
     /// The program is to check itself.
     pub fn go_file(&self, cycle: u32) -> PathBuf {
         self.dir.join(format!("go.{cycle}"))
@@ -101,7 +106,13 @@ pub fn perform(name: &str, dir: &Path) -> Result<()> {
     nix::unistd::setsid().context("setsid")?;
     let stage = Stage::new(dir);
     fs::create_dir(stage.files())?;
-    let mut check = (case.setup)(&stage)?;
+    let mut check = match (case.setup)(&stage) {
+        Ok(check) => check,
+        Err(e) => match Unavailable::of(&e) {
+            Some(why) => return stage.publish(&stage.skip_file(), why),
+            None => return Err(e),
+        },
+    };
     stage.publish(&stage.ready_file(), "")?;
     for cycle in 1.. {
         let go = stage.go_file(cycle);

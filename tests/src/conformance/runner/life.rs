@@ -1,4 +1,4 @@
-//! Runs the programs and tells what differs.
+//! A program on its way through one mode.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
 
-use super::forge::Forge;
-use super::observe::{Leave, Picture};
-use super::programs::ALL;
-use super::stage::POLL;
-use super::{Case, Findings, Stage};
+use super::Lab;
+use super::processes::{kill_descendants, reap_all, reap_if_ended, states};
+use crate::conformance::forge::Forge;
+use crate::conformance::observe::{Leave, Picture};
+use crate::conformance::report::{CaseResult, Mode, ModeResult, Verdict};
+use crate::conformance::stage::POLL;
+use crate::conformance::{Case, Findings, Stage, Unavailable, steps};
 
 /// A program that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,148 +23,47 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a tree is looked at until two looks agree.
 const SETTLE_TRIES: usize = 50;
 
-/// What a program goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Dumped, killed, restored.
-    Restore,
-    /// Dumped and left running.
-    LeaveRunning,
-    /// Dumped, killed and restored several times.
-    Again(u32),
-    /// A dump is refused and the tree runs on.
-    Refused,
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Mode::Restore => "restore",
-            Mode::LeaveRunning => "leave-running",
-            Mode::Again(_) => "again",
-            Mode::Refused => "refused",
-        }
-    }
-
-    fn cycles(self) -> u32 {
-        match self {
-            Mode::Again(n) => n,
-            _ => 1,
-        }
-    }
-}
-
-/// What to run.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// Only programs whose name contains this.
-    pub only: Option<String>,
-    /// Cycles of [`Mode::Again`].
-    pub cycles: u32,
-    /// Leave directories of failed programs.
-    pub keep: bool,
-}
-
-/// Runs all programs of the plan; how many failed.
-pub fn run(plan: &Plan) -> Result<usize> {
-    // What loses its parent becomes ours, restored trees among them.
-    nix::sys::prctl::set_child_subreaper(true)?;
-    own_mounts().context("mount namespace")?;
-    let home = std::env::temp_dir().join(format!("rcr-conformance.{}", std::process::id()));
-    fs::create_dir(&home).with_context(|| home.display().to_string())?;
-    // A build meanwhile would turn our executable into a deleted file; and the
-    // kernel lets no process take the executable it already has.
-    let (program, tool) = (home.join("program"), home.join("tool"));
-    fs::copy("/proc/self/exe", &program)?;
-    fs::copy("/proc/self/exe", &tool)?;
-    let lab = Lab {
-        home,
-        program,
-        tool,
-    };
-    let (mut passed, mut failed) = (0, 0);
-    for case in ALL.iter().flat_map(|area| area.iter()) {
-        let wanted = plan.only.as_deref().is_none_or(|o| case.name.contains(o));
-        if !wanted {
-            continue;
-        }
-        match lab.case(case, plan) {
-            true => passed += 1,
-            false => failed += 1,
-        }
-    }
-    if failed == 0 || !plan.keep {
-        fs::remove_dir_all(&lab.home)?;
-    }
-    if passed + failed == 0 {
-        bail!("no such program: {:?}", plan.only);
-    }
-    println!("{passed} passed, {failed} failed");
-    Ok(failed)
-}
-
-/// A mount namespace of our own that is as on a host with systemd: shared,
-/// without hierarchies of cgroup version 1, without mounts under mounts, and
-/// without what other programs mount for a while where temporary files are.
-fn own_mounts() -> Result<()> {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    let none: Option<&str> = None;
-    for kind in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
-        mount(none, "/", none, MsFlags::MS_REC | kind, none)?;
-    }
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut seen = std::collections::BTreeSet::new();
-    let temporary = std::env::temp_dir();
-    // The last ones first: they may lie in earlier ones.
-    for line in text.lines().rev() {
-        let place = line.split(' ').nth(4).context("mountinfo")?;
-        let below = Path::new(place).starts_with(&temporary) && Path::new(place) != temporary;
-        if !seen.insert(place) || below || line.contains(" - cgroup ") {
-            umount2(place, MntFlags::MNT_DETACH).with_context(|| place.to_owned())?;
-        }
-    }
-    Ok(())
-}
-
-/// Where programs are run.
-struct Lab {
-    home: PathBuf,
-    /// What is dumped and restored.
-    program: PathBuf,
-    /// What dumps and restores.
-    tool: PathBuf,
-}
-
 impl Lab {
-    fn case(&self, case: &Case, plan: &Plan) -> bool {
-        let modes: &[Mode] = match case.refused {
-            true => &[Mode::Refused],
-            false => &[Mode::Restore, Mode::LeaveRunning, Mode::Again(plan.cycles)],
-        };
-        let mut times = String::new();
-        let mut bad = Vec::new();
-        for &mode in modes {
+    /// Takes a program through its modes.
+    pub(super) fn case(&self, case: &Case, cycles: u32) -> CaseResult {
+        let mut modes = Vec::new();
+        for &mode in Mode::of(case) {
             let start = Instant::now();
             let mut findings = Findings::default();
-            findings.run(|f| self.mode(case, mode, f));
-            times += &format!("  {} {:.2} s", mode.name(), start.elapsed().as_secs_f32());
-            let lines = findings.lines().iter();
-            bad.extend(lines.map(|l| format!("    {}: {l}", mode.name())));
+            let ended = self.mode(case, mode, cycles, &mut findings);
+            let skipped = match &ended {
+                Err(e) => Unavailable::of(e).map(str::to_owned),
+                Ok(()) => None,
+            };
+            let verdict = match skipped {
+                Some(why) => Verdict::Skipped { why },
+                None => {
+                    findings.run(|_| ended);
+                    match findings.lines() {
+                        [] => Verdict::Passed,
+                        lines => Verdict::Failed {
+                            findings: lines.to_vec(),
+                        },
+                    }
+                }
+            };
+            modes.push(ModeResult {
+                mode,
+                verdict,
+                millis: start.elapsed().as_millis() as u64,
+            });
         }
-        let verdict = if bad.is_empty() { "ok" } else { "FAILED" };
-        println!("{:<32} {verdict:<7}{times}", case.name);
-        for line in &bad {
-            println!("{line}");
-        }
-        bad.is_empty()
+        CaseResult::new(case, modes)
     }
 
-    fn mode(&self, case: &Case, mode: Mode, f: &mut Findings) -> Result<()> {
+    fn mode(&self, case: &Case, mode: Mode, cycles: u32, f: &mut Findings) -> Result<()> {
         let dir = self
             .home
             .join(format!("{}.{}", case.name.replace('/', "."), mode.name()));
-        let cgroup = case.in_cgroup.then(Cgroup::create).transpose()?;
+        let cgroup = case
+            .in_cgroup
+            .then(|| Cgroup::create(&self.unique))
+            .transpose()?;
         let mut run = Run {
             lab: self,
             case,
@@ -176,9 +73,9 @@ impl Lab {
             cgroup,
         };
         fs::create_dir(&dir)?;
-        let ended = run.life(mode, f);
+        let ended = run.life(mode, cycles, f);
         kill_descendants()?;
-        if ended.is_err() {
+        if ended.as_ref().is_err_and(|e| Unavailable::of(e).is_none()) {
             let output = fs::read_to_string(run.stage.output()).unwrap_or_default();
             f.extend("output: ", output.lines().map(str::to_owned));
         } else if f.is_empty() {
@@ -199,7 +96,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn life(&mut self, mode: Mode, f: &mut Findings) -> Result<()> {
+    fn life(&mut self, mode: Mode, cycles: u32, f: &mut Findings) -> Result<()> {
         let child = self.start()?;
         self.root = child.id() as i32;
         self.tree = match &self.cgroup {
@@ -207,16 +104,17 @@ impl Run<'_> {
             None => Tree::Root(self.root),
         };
         self.wait_for(&self.stage.ready_file())?;
-        for cycle in 1..=mode.cycles() {
+        let cycles = if mode == Mode::Again { cycles } else { 1 };
+        for cycle in 1..=cycles {
             let forged = self.case.forge.filter(|_| mode != Mode::LeaveRunning);
             let leave = Leave {
                 kernel_mappings: forged == Some(Forge::Vdso),
             };
             let before = self.settled(leave)?;
             match mode {
-                Mode::Refused => self.refused(f)?,
+                Mode::Refused => self.refused(&before, f)?,
                 Mode::LeaveRunning => self.dump(cycle, true)?,
-                Mode::Restore | Mode::Again(_) => {
+                Mode::Restore | Mode::Again => {
                     self.dump(cycle, false)?;
                     reap_all()?;
                     if let Some(forge) = forged {
@@ -295,6 +193,9 @@ impl Run<'_> {
     fn wait_for(&self, file: &Path) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         while !file.exists() {
+            if let Ok(why) = fs::read_to_string(self.stage.skip_file()) {
+                return Err(Unavailable::because(why));
+            }
             if let Some(status) = reap_if_ended(self.root)? {
                 bail!("the program ended: {status:?}");
             }
@@ -332,12 +233,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn refused(&self, f: &mut Findings) -> Result<()> {
+    fn refused(&self, before: &Picture, f: &mut Findings) -> Result<()> {
         let out = self.dump_command(1, false)?.output()?;
-        said("dump", &out, super::steps::REFUSED)?;
+        said("dump", &out, steps::REFUSED)?;
         let words = String::from_utf8_lossy(&out.stdout);
         for who in ["preflight", "dump"] {
             let lines: Vec<&str> = words.lines().filter(|l| l.starts_with(who)).collect();
+            f.that(format!("{who} names nothing"), !lines.is_empty());
+            for line in &lines {
+                let complete = names_all(line, &before.pids);
+                f.that(format!("{line:?} does not name all"), complete);
+            }
             for wanted in self.stage.refusal()? {
                 let found = lines.iter().any(|l| l.contains(&wanted));
                 f.that(format!("{who} does not say {wanted:?}: {lines:?}"), found);
@@ -355,6 +261,24 @@ impl Run<'_> {
         let out = command.output()?;
         said("restore", &out, 0)
     }
+}
+
+/// Whether a line says which process of the tree, what, why, and what to do.
+fn names_all(line: &str, pids: &[i32]) -> bool {
+    let named = || {
+        let (_, rest) = line.split_once(": ")?;
+        let (comm, rest) = rest.split_once(" (pid ")?;
+        let (pid, rest) = rest.split_once("): ")?;
+        let (object, rest) = rest.split_once(": ")?;
+        let (reason, advice) = rest.split_once("; ")?;
+        let pid: i32 = pid.parse().ok()?;
+        let now = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let said = [object, reason, advice]
+            .iter()
+            .all(|w| !w.trim().is_empty());
+        Some(said && pids.contains(&pid) && now.trim_end() == comm)
+    };
+    named().unwrap_or(false)
 }
 
 /// Fails with what a step printed unless it ended as it should.
@@ -382,12 +306,12 @@ struct Cgroup {
 }
 
 impl Cgroup {
-    fn create() -> Result<Self> {
+    fn create(unique: &str) -> Result<Self> {
         let text = fs::read_to_string("/proc/self/mountinfo")?;
         let line = text.lines().find(|l| l.contains(" - cgroup2 "));
         let place = line.and_then(|l| l.split(' ').nth(4));
         let mount = PathBuf::from(place.context("cgroup2 is not mounted")?);
-        let dir = mount.join(format!("rcr-conformance.{}", std::process::id()));
+        let dir = mount.join(unique);
         fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
         Ok(Self { mount, dir })
     }
@@ -401,58 +325,6 @@ impl Drop for Cgroup {
         }
         if let Err(e) = fs::remove_dir(&self.dir) {
             eprintln!("{}: {e}", self.dir.display());
-        }
-    }
-}
-
-fn states(tree: &Tree) -> String {
-    let processes = tree.scan().unwrap_or_default();
-    let one = |p: &rcr_engine::Process| {
-        let wchan = fs::read_to_string(format!("/proc/{}/syscall", p.pid)).unwrap_or_default();
-        format!("{} {} ({})", p.pid, p.state, wchan.trim())
-    };
-    processes.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-fn reap_if_ended(pid: i32) -> Result<Option<WaitStatus>> {
-    match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::StillAlive) => Ok(None),
-        Ok(status) => Ok(Some(status)),
-        Err(e) => Err(e).context("the program is not our child"),
-    }
-}
-
-/// Takes the exit status of every child that has ended or is about to: the
-/// whole tree was killed.
-fn reap_all() -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) if Instant::now() > end => {
-                bail!("a killed process does not end");
-            }
-            Ok(WaitStatus::StillAlive) => std::thread::sleep(POLL),
-            Ok(_) => {}
-            Err(Errno::ECHILD) => return Ok(()),
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
-/// Ends every process below this one. Only our own descendants are touched.
-fn kill_descendants() -> Result<()> {
-    let me = std::process::id() as i32;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let all = Tree::Root(me).scan()?;
-        for p in all.iter().filter(|p| p.pid != me && !p.is_zombie()) {
-            let _ = kill(Pid::from_raw(p.pid), Signal::SIGKILL);
-        }
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Err(Errno::ECHILD) => return Ok(()),
-            _ if Instant::now() > end => bail!("a killed process does not end"),
-            Ok(WaitStatus::StillAlive) => std::thread::sleep(POLL),
-            _ => {}
         }
     }
 }
