@@ -33,6 +33,9 @@ enum Task {
     },
     /// Everything that must hold: format, lints, tests here and on machines.
     Test(test::Arguments),
+    /// Runs the conformance programs and writes docs/SUPPORT.md from what they
+    /// showed.
+    Support,
     /// Makes the virtual machine's image and nothing else.
     Image,
     /// Machines to work with by hand: started, driven and ended one by one.
@@ -56,6 +59,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo { json } => demo::run(json.as_deref()),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Support => test::support(),
         Task::Image => {
             let image = image::prepare()?;
             println!("{}", image.dir.display());

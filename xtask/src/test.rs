@@ -108,16 +108,7 @@ fn host_steps(tally: &mut Tally) {
         ),
         (
             "conformance",
-            vec![
-                "run",
-                "--quiet",
-                "--package",
-                "rcr-tests",
-                "--bin",
-                "rcr-conformance",
-                "--",
-                "run",
-            ],
+            [CONFORMANCE, &["--check-support", SUPPORT]].concat(),
         ),
     ];
     for (name, arguments) in steps {
@@ -126,6 +117,34 @@ fn host_steps(tally: &mut Tally) {
         let result = cargo(&arguments, false);
         tally.count(name, result, start.elapsed());
     }
+}
+
+/// Runs the conformance programs.
+const CONFORMANCE: &[&str] = &[
+    "run",
+    "--quiet",
+    "--package",
+    "rcr-tests",
+    "--bin",
+    "rcr-conformance",
+    "--",
+    "run",
+];
+
+/// The table of what they showed.
+const SUPPORT: &str = "docs/SUPPORT.md";
+
+/// Runs the conformance programs and writes the table anew.
+///
+/// # Errors
+/// When a program failed.
+pub fn support() -> Result<ExitCode> {
+    std::fs::create_dir_all(root().join("docs"))?;
+    cargo(
+        &[CONFORMANCE, &["--write-support", SUPPORT]].concat(),
+        false,
+    )?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn cargo(arguments: &[&str], silent: bool) -> Result<()> {

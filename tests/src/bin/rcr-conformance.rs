@@ -10,7 +10,7 @@ use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
 use rcr_tests::conformance::runner::{self, Plan, WorkerPlan};
 use rcr_tests::conformance::steps::{self, DumpStep};
-use rcr_tests::conformance::{stage, sys};
+use rcr_tests::conformance::{stage, support, sys};
 
 /// Conformance programs: one kernel object each, checked after dump and restore.
 #[derive(Debug, Parser)]
@@ -38,6 +38,12 @@ enum What {
         /// Also write all results to this file.
         #[arg(long)]
         json: Option<PathBuf>,
+        /// Write the support table of all programs to this file.
+        #[arg(long, conflicts_with = "only")]
+        write_support: Option<PathBuf>,
+        /// Fail where this support table says something else.
+        #[arg(long, conflicts_with = "only")]
+        check_support: Option<PathBuf>,
     },
     /// List the programs.
     List,
@@ -92,6 +98,8 @@ fn act() -> Result<ExitCode> {
             keep,
             jobs,
             json,
+            write_support,
+            check_support,
         } => {
             let processors = || std::thread::available_parallelism().map_or(1, usize::from);
             let report = runner::run(&Plan {
@@ -110,6 +118,22 @@ fn act() -> Result<ExitCode> {
             }
             let total = report.total();
             println!("{total}");
+            if let Some(path) = write_support {
+                let table = support::table(&report);
+                std::fs::write(&path, table).with_context(|| path.display().to_string())?;
+            }
+            if let Some(path) = check_support {
+                let text = std::fs::read_to_string(&path);
+                let text = text.with_context(|| path.display().to_string())?;
+                let differences = support::differences(&text, &report);
+                for line in &differences {
+                    println!("{}: {line}", path.display());
+                }
+                if !differences.is_empty() {
+                    println!("`cargo xtask support` writes it anew");
+                    return Ok(ExitCode::FAILURE);
+                }
+            }
             return Ok(ExitCode::from(u8::from(total.failed > 0)));
         }
         What::Worker {

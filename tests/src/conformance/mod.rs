@@ -25,6 +25,7 @@ pub mod report;
 pub mod runner;
 pub mod stage;
 pub mod steps;
+pub mod support;
 pub mod sys;
 
 pub use case::{Case, Check, Fate, Setup, Unavailable};
