@@ -73,6 +73,20 @@ impl Process {
     pub fn is_zombie(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.tids.len() <= 1
     }
+
+    /// Whether its first thread has ended while others live on.
+    pub fn leader_is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.tids.len() > 1
+    }
+
+    /// A living thread, through which `/proc` shows what the process has: an
+    /// ended leader has neither memory nor files any more.
+    pub fn voice(&self) -> i32 {
+        match self.leader_is_dead() {
+            true => self.tids[1],
+            false => self.pid,
+        }
+    }
 }
 
 /// The fields of `/proc/PID/stat`, proc_pid_stat(5).
@@ -125,6 +139,12 @@ impl Stat {
 /// The process ended between two looks: not an error when scanning.
 fn is_gone(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// Whether a thread has ended and is only there until somebody takes note.
+pub(crate) fn thread_is_dead(pid: i32, tid: i32) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    Stat::parse(&stat).is_none_or(|s| matches!(s.state, 'Z' | 'X'))
 }
 
 /// Thread ids of a process, the leader first.

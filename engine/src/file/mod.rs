@@ -49,7 +49,9 @@ pub use saver::FileSaver;
 pub struct TaskFiles<'a> {
     /// Process id, as we see it.
     pub pid: i32,
-    /// Its pidfd.
+    /// A living thread of it, for paths in `/proc`.
+    pub voice: i32,
+    /// A pidfd of that thread.
     pub pidfd: BorrowedFd<'a>,
     /// Its name, for messages.
     pub comm: &'a str,

@@ -103,7 +103,7 @@ pub(crate) fn whereabouts(file: &Examined<'_>) -> Result<Whereabouts, Stop> {
             "untag the unit",
         );
     }
-    let proc_root = format!("/proc/{}/root", file.task.pid);
+    let proc_root = format!("/proc/{}/root", file.task.voice);
     let shown = std::fs::read_link(&proc_root)
         .ok()
         .and_then(|p| p.into_os_string().into_string().ok());

@@ -109,6 +109,19 @@ pub fn pidfd_open(pid: i32) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(r as RawFd) })
 }
 
+/// Opens a pidfd for one thread (`PIDFD_THREAD`, Linux 6.9): its descriptors
+/// can be taken even where the leader has ended.
+pub fn pidfd_open_thread(tid: i32) -> SysResult<OwnedFd> {
+    const PIDFD_THREAD: i32 = libc::O_EXCL;
+    // SAFETY: numbers only.
+    let r = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
+    if r < 0 {
+        return Err(SysError::last("pidfd_open", format!("thread {tid}")));
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(r as RawFd) })
+}
+
 /// A piece of another process's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {

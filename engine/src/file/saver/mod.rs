@@ -101,7 +101,7 @@ impl FileSaver {
     }
 
     fn descriptor_numbers(&self, task: &TaskFiles<'_>) -> Result<Vec<u32>, FileError> {
-        let path = format!("/proc/{}/fd", task.pid);
+        let path = format!("/proc/{}/fd", task.voice);
         let dir = std::fs::read_dir(&path).map_err(|e| proc(task, &path, e))?;
         let mut numbers = Vec::new();
         for entry in dir {
@@ -121,7 +121,7 @@ impl FileSaver {
         };
         let dup = sys::pidfd_getfd(task.pidfd, fd as i32).map_err(failed)?;
         let stat = fstat(&dup).map_err(|e| failed(SysError::new("fstat", &object, e)))?;
-        let path = format!("/proc/{}/fdinfo/{fd}", task.pid);
+        let path = format!("/proc/{}/fdinfo/{fd}", task.voice);
         let text = std::fs::read_to_string(&path).map_err(|e| proc(task, &path, e))?;
         let info = FdInfo::parse(&text).map_err(|e| proc(task, &path, e))?;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
@@ -133,7 +133,7 @@ impl FileSaver {
                 id
             }
             None => {
-                let path = format!("/proc/{}/fd/{fd}", task.pid);
+                let path = format!("/proc/{}/fd/{fd}", task.voice);
                 let link = std::fs::read_link(&path).map_err(|e| proc(task, &path, e))?;
                 let link = link.to_string_lossy().into_owned();
                 let policy = self.policy;

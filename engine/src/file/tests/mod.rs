@@ -62,6 +62,7 @@ impl Holder {
         let pidfd = pidfd_open(pid).unwrap();
         let task = TaskFiles {
             pid,
+            voice: pid,
             pidfd: pidfd.as_fd(),
             comm: "holder",
             mnt_ns: 0,

@@ -321,6 +321,7 @@ fn files_without_a_descriptor_share_their_records() {
     let pidfd = pidfd_open(me).unwrap();
     let task = TaskFiles {
         pid: me,
+        voice: me,
         pidfd: pidfd.as_fd(),
         comm: "test",
         mnt_ns: 0,
