@@ -54,6 +54,12 @@ pub struct RcrTask {
     /// `PR_GET_MDWE`: executable memory it may not gain, 0 for none.
     #[prost(uint32, required, tag = "7")]
     pub mdwe: u32,
+    /// Signal its parent gets when it ends (clone(2)).
+    #[prost(int32, optional, tag = "30")]
+    pub exit_signal: Option<i32>,
+    /// Wait status of its first thread, where that has ended before the others.
+    #[prost(int32, optional, tag = "31")]
+    pub dead_leader: Option<i32>,
     /// Names given to private mappings (`PR_SET_VMA_ANON_NAME`).
     #[prost(message, repeated, tag = "6")]
     pub vma_names: Vec<VmaName>,

@@ -30,6 +30,8 @@ pub struct Process {
     pub state: char,
     /// Wait status of a zombie.
     pub exit_code: i32,
+    /// Signal its parent gets when it ends.
+    pub exit_signal: i32,
     /// `PF_*` flags.
     pub flags: u32,
     /// Thread ids, the leader first.
@@ -62,6 +64,7 @@ impl Process {
             pgid: stat.number(5) as i32,
             sid: stat.number(6) as i32,
             exit_code,
+            exit_signal: stat.number(38) as i32,
             flags: stat.fields[6] as u32,
             comm: stat.comm,
             state: stat.state,

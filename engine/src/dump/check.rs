@@ -8,12 +8,13 @@ use super::{DumpError, DumpOptions};
 use crate::Refusal;
 use crate::content;
 use crate::file::{FilePolicy, FileSaver, TaskFiles};
+use crate::freeze;
 use crate::memory::maps::{self, Vma};
 use crate::memory::pages;
 use crate::memory::shmem::Objects;
 use crate::memory::vma::{self, Class};
 use crate::namespace::{self, NsIds, NsKind};
-use crate::sys::process::pidfd_open;
+use crate::sys::process::{pidfd_open, pidfd_open_thread};
 use crate::task::creds::same_ids;
 use crate::task::status::Status;
 use crate::tree::{Process, Tree};
@@ -34,20 +35,26 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
             continue;
         }
         // A process that ends meanwhile is nothing to complain about.
-        let Ok(vmas) = maps::read(p.pid) else {
+        let Ok(vmas) = maps::read(p.voice()) else {
             continue;
         };
         out.extend(process(&p, &vmas)?);
-        let pid = Pid::from_raw(p.pid);
+        out.extend(standing_in_the_way(&p));
+        let pid = Pid::from_raw(p.voice());
         out.extend(namespace::check_namespaces(pid)?);
         if !NsIds::of(pid)?.same(&host, NsKind::Mnt) {
             out.extend(namespace::check_mounts(pid, &options.mounts)?);
         }
-        let Ok(pidfd) = pidfd_open(p.pid) else {
+        let pidfd = match p.leader_is_dead() {
+            true => pidfd_open_thread(p.voice()),
+            false => pidfd_open(p.pid),
+        };
+        let Ok(pidfd) = pidfd else {
             continue;
         };
         let task = TaskFiles {
             pid: p.pid,
+            voice: p.voice(),
             pidfd: pidfd.as_fd(),
             comm: &p.comm,
             mnt_ns: p.pid as u32,
@@ -67,7 +74,7 @@ fn mapped_files(
 ) -> Result<(), DumpError> {
     use std::os::unix::fs::OpenOptionsExt;
     for v in vmas.iter().filter(|v| vma::classify(v) == Ok(Class::File)) {
-        let link = format!("/proc/{}/map_files/{:x}-{:x}", task.pid, v.start, v.end);
+        let link = format!("/proc/{}/map_files/{:x}-{:x}", task.voice, v.start, v.end);
         let open = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_PATH)
@@ -109,13 +116,6 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
             "boot without vdso=0",
         );
     }
-    if p.state == 'Z' {
-        refuse(
-            "dead leader",
-            "its first thread has ended, which is not carried yet".into(),
-            "untag the unit",
-        );
-    }
     for tid in threads_with_other_ids(p)? {
         refuse(
             "credentials",
@@ -136,15 +136,43 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
     Ok(out)
 }
 
+/// What would keep the tree from being stopped at all.
+fn standing_in_the_way(p: &Process) -> Vec<Refusal> {
+    let refusal = |object: &str, reason: String, advice: &str| Refusal {
+        pid: p.pid,
+        comm: p.comm.clone(),
+        object: object.to_owned(),
+        reason,
+        advice: advice.to_owned(),
+    };
+    let tracer = |&tid: &i32| Some((tid, freeze::tracer_of(tid))).filter(|t| t.1 != 0);
+    let mut out: Vec<Refusal> = p
+        .tids
+        .iter()
+        .filter_map(tracer)
+        .map(|(tid, tracer)| {
+            let reason = format!("thread {tid} is traced by process {tracer}");
+            refusal("ptrace", reason, "detach the debugger first")
+        })
+        .collect();
+    for &tid in &p.tids {
+        if let Some(child) = freeze::vfork_child(p.pid, tid) {
+            let reason = format!("thread {tid} waits until its child {child} runs a program");
+            out.push(refusal("vfork", reason, "try again"));
+        }
+    }
+    out
+}
+
 /// Threads whose ids differ from the leader's where that cannot be made again:
 /// in a user namespace of its own a process gets its threads after its ids.
 fn threads_with_other_ids(p: &Process) -> Result<Vec<i32>, DumpError> {
-    let ids = NsIds::of(Pid::from_raw(p.pid))?;
+    let ids = NsIds::of(Pid::from_raw(p.voice()))?;
     if ids.same(&NsIds::own()?, NsKind::User) {
         return Ok(Vec::new());
     }
     let creds = |tid: i32| Status::read(tid).and_then(|s| s.creds(0));
-    let leader = creds(p.pid).map_err(DumpError::io(format!("status of {}", p.pid)))?;
+    let leader = creds(p.voice()).map_err(DumpError::io(format!("status of {}", p.pid)))?;
     // A thread that ends meanwhile is no reason to refuse.
     let differs = |&tid: &i32| creds(tid).is_ok_and(|c| !same_ids(&leader, &c));
     Ok(p.tids.iter().copied().filter(differs).collect())
@@ -161,23 +189,23 @@ pub fn estimate_bytes(tree: &Tree, options: &DumpOptions) -> Result<u64, DumpErr
         .scan()
         .map_err(DumpError::io("reading the process table"))?
     {
-        let Ok(vmas) = maps::read_ranges(p.pid) else {
+        let Ok(vmas) = maps::read_ranges(p.voice()) else {
             continue;
         };
         let mut entries = Vec::new();
         for v in &vmas {
             match vma::classify(v) {
-                Ok(Class::AnonShared | Class::SysvShm) => drop(shared.note(p.pid, v)?),
+                Ok(Class::AnonShared | Class::SysvShm) => drop(shared.note(p.voice(), v)?),
                 Ok(class) => entries.push(vma::save(v, class, 0, None)),
                 Err(_) => {}
             }
         }
         // It may have ended meanwhile.
-        let Ok(pages) = pages::find(p.pid, &entries) else {
+        let Ok(pages) = pages::find(p.voice(), &entries) else {
             continue;
         };
         sum += PER_PROCESS + pages.bytes() as u64;
-        let pid = Pid::from_raw(p.pid);
+        let pid = Pid::from_raw(p.voice());
         if !NsIds::of(pid)?.same(&host, NsKind::Mnt) {
             sum += namespace::estimate_mounts(pid, &options.mounts)?;
         }

@@ -27,12 +27,16 @@ use crate::freeze::Frozen;
 use crate::image::schema::{FdinfoEntry, InventoryEntry, PstreeEntry, TimensEntry, Timespec};
 use crate::image::{ImageError, ImageSink, Kind, names, put_records};
 use crate::memory::MemoryError;
+use crate::memory::maps::{self, Vma};
 use crate::memory::shmem::Objects;
 use crate::memory::sysv::Segments;
-use crate::namespace::{self, MountPolicy, NamespaceError};
+use crate::memory::vdso::Vdso;
+use crate::namespace::{self, MountPolicy, NamespaceError, NsIds, NsKind};
 use crate::remote::RemoteError;
 use crate::sys::SysError;
 use crate::task::seccomp::FilterTable;
+
+use sharing::Sharing;
 
 pub use check::{check, estimate_bytes};
 pub(crate) use settled::{Settled, Workshop};
@@ -141,6 +145,7 @@ pub struct JournalStream {
 /// State of a dump in progress.
 struct Dump<'a> {
     sink: &'a mut dyn ImageSink,
+    sharing: Sharing,
     files: FileSaver,
     filters: FilterTable,
     shared: Objects,
@@ -151,6 +156,65 @@ struct Dump<'a> {
     stats: DumpStats,
 }
 
+/// A process that was looked at and whose threads can go on anywhere.
+struct Ready {
+    vmas: Vec<Vma>,
+    threads: Vec<Settled>,
+}
+
+/// Looks at all mappings, refuses what cannot be carried, and settles every
+/// thread before any memory is read: leaving the vDSO runs code of the process.
+fn settle(frozen: &Frozen) -> Result<Vec<Ready>, DumpError> {
+    let mut refusals = Vec::new();
+    let mut out: Vec<Ready> = Vec::new();
+    for p in frozen.processes.iter().map(|p| &p.info) {
+        let mut vmas = Vec::new();
+        if !p.is_zombie() {
+            let what = || format!("mappings of {} (pid {})", p.comm, p.pid);
+            vmas = maps::read(p.voice()).map_err(DumpError::io(what()))?;
+            refusals.extend(check::process(p, &vmas)?);
+        }
+        out.push(Ready {
+            vmas,
+            threads: Vec::new(),
+        });
+    }
+    if !refusals.is_empty() {
+        return Err(DumpError::Refused(refusals));
+    }
+    for (p, ready) in frozen.processes.iter().zip(&mut out) {
+        if p.info.is_zombie() {
+            continue;
+        }
+        let vdso = Vdso::find(&ready.vmas);
+        let living = p.info.tids.iter();
+        ready.threads = living
+            .filter(|&&t| t != p.info.pid || !p.info.leader_is_dead())
+            .map(|&tid| Settled::new(tid, vdso.as_ref()))
+            .collect::<Result<_, _>>()?;
+    }
+    Ok(out)
+}
+
+fn sharing_of(frozen: &Frozen) -> Result<Sharing, DumpError> {
+    let sharing = Sharing::find(frozen)?;
+    let host = NsIds::own()?;
+    let mut entered = std::collections::BTreeSet::new();
+    for p in frozen.processes.iter().map(|p| &p.info) {
+        if !p.is_zombie() {
+            let ids = NsIds::of(Pid::from_raw(p.voice()))?;
+            if !ids.same(&host, NsKind::Mnt) || !ids.same(&host, NsKind::User) {
+                entered.insert(p.pid);
+            }
+        }
+    }
+    let refusals = sharing.refusals(frozen, |pid| entered.contains(&pid));
+    match refusals.is_empty() {
+        true => Ok(sharing),
+        false => Err(DumpError::Refused(refusals)),
+    }
+}
+
 /// Saves a frozen tree.
 pub fn dump(
     frozen: &Frozen,
@@ -158,12 +222,10 @@ pub fn dump(
     options: &DumpOptions,
 ) -> Result<DumpStats, DumpError> {
     let clocks = Clocks::now();
-    let refusals = sharing::refusals(frozen)?;
-    if !refusals.is_empty() {
-        return Err(DumpError::Refused(refusals));
-    }
+    let settled = settle(frozen)?;
     let mut dump = Dump {
         sink,
+        sharing: sharing_of(frozen)?,
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),
@@ -174,8 +236,8 @@ pub fn dump(
         stats: DumpStats::default(),
     };
     let mut tree = Vec::new();
-    for p in &frozen.processes {
-        dump.process(p, options)?;
+    for (p, settled) in frozen.processes.iter().zip(settled) {
+        dump.process(p, settled, options)?;
         dump.stats.processes += 1;
         dump.stats.threads += p.info.tids.len();
         let number = |v: i32| v as u32;
@@ -189,6 +251,7 @@ pub fn dump(
     }
     let Dump {
         sink,
+        sharing: _,
         mut files,
         filters,
         shared,
@@ -233,7 +296,7 @@ fn save_inventory(
     sink: &mut dyn ImageSink,
 ) -> Result<(), DumpError> {
     let live = frozen.processes.iter().find(|p| !p.info.is_zombie());
-    let pid = live.map_or(Pid::this().as_raw(), |p| p.info.pid);
+    let pid = live.map_or(Pid::this().as_raw(), |p| p.info.voice());
     let theirs = Offsets::of(pid).map_err(DumpError::io("time namespace"))?;
     let ours = Offsets::of(Pid::this().as_raw()).map_err(DumpError::io("time namespace"))?;
     let timens = |ns: i64| Timespec {

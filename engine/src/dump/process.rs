@@ -1,10 +1,10 @@
 //! One process: its threads, files, mappings and pages.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::settled::{Settled, Workshop};
-use super::{Dump, DumpError, DumpOptions};
-use crate::Refusal;
+use super::thread::dead_leader;
+use super::{Dump, DumpError, DumpOptions, Ready};
 use crate::ext::{self, RcrTask, VmaName};
 use crate::file::{FileSaver, TaskFiles};
 use crate::freeze::FrozenProcess;
@@ -12,12 +12,13 @@ use crate::image::schema::{
     CoreEntry, FsEntry, March, MmEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry,
 };
 use crate::image::{Kind, names, put_records};
-use crate::memory::maps::{self, Vma};
+use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
 use crate::memory::{mm, pages};
 use crate::remote::{OpId, Program};
-use crate::sys::process::pidfd_open;
+use crate::sys::SysResult;
+use crate::sys::process::{pidfd_open, pidfd_open_thread};
 use crate::task::status::Status;
 use crate::task::{limits, signals, timers};
 
@@ -41,33 +42,18 @@ impl Dump<'_> {
     pub(super) fn process(
         &mut self,
         p: &FrozenProcess,
+        ready: Ready,
         options: &DumpOptions,
     ) -> Result<(), DumpError> {
         let pid = p.info.pid;
+        let voice = p.info.voice();
         if p.info.is_zombie() {
             return self.zombie(p);
         }
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
-        let vmas = maps::read(pid).map_err(io("mappings"))?;
-        let refusals = self.refusals(p, &vmas)?;
-        if !refusals.is_empty() {
-            return Err(DumpError::Refused(refusals));
-        }
-
-        // Before any memory is read: leaving the vDSO runs code of the process.
-        let vdso = Vdso::find(&vmas);
-        let settled = p
-            .info
-            .tids
-            .iter()
-            .map(|&tid| Settled::new(tid, vdso.as_ref()))
-            .collect::<Result<Vec<_>, _>>()?;
-
-        let mut ids = self.namespaces.save(pid, options, self.sink)?;
-        ids.vm_id = pid as u32;
-        ids.files_id = pid as u32;
-        ids.fs_id = pid as u32;
-        ids.sighand_id = pid as u32;
+        let vdso = Vdso::find(&ready.vmas);
+        let mut ids = self.namespaces.save(voice, options, self.sink)?;
+        self.sharing.number(pid, &mut ids);
         put_records(
             self.sink,
             Kind::Ids,
@@ -77,23 +63,20 @@ impl Dump<'_> {
 
         let mnt_ns = self.namespaces.foreign_mounts(&ids);
         self.files(p, mnt_ns)?;
-        let (mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, &vmas)?;
-        let runs = pages::find(pid, &mm_entry.vmas)?;
-        let pages_id = self.next_pages_id;
-        self.next_pages_id += 1;
-        self.stats.page_bytes += runs.bytes() as u64;
-        pages::save(pid, &runs, pages_id, self.sink)?;
-
-        let mdwe = self.threads(p, settled, vdso.as_ref(), mm_entry, ids)?;
+        let (mm_entry, names_of_vmas) = match self.sharing.owns_memory(pid) {
+            true => self.memory(p, mnt_ns, &ready.vmas)?,
+            false => (None, Vec::new()),
+        };
+        let mdwe = self.threads(p, ready.threads, vdso.as_ref(), mm_entry, ids)?;
 
         let cgroup =
-            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(io("cgroup"))?;
+            std::fs::read_to_string(format!("/proc/{voice}/cgroup")).map_err(io("cgroup"))?;
         let cgroup = cgroup
             .lines()
             .find_map(|l| l.strip_prefix("0::"))
             .unwrap_or("/")
             .to_owned();
-        let filter = std::fs::read_to_string(format!("/proc/{pid}/coredump_filter"))
+        let filter = std::fs::read_to_string(format!("/proc/{voice}/coredump_filter"))
             .map_err(io("coredump_filter"))?;
         let task = RcrTask {
             stop_signal: p.stop_signal,
@@ -103,6 +86,8 @@ impl Dump<'_> {
             coredump_filter: u32::from_str_radix(filter.trim(), 16).ok(),
             vma_names: names_of_vmas,
             mdwe,
+            exit_signal: Some(p.info.exit_signal),
+            dead_leader: p.info.leader_is_dead().then_some(p.info.exit_code),
         };
         Ok(put_records(
             self.sink,
@@ -138,26 +123,43 @@ impl Dump<'_> {
         )?)
     }
 
-    fn refusals(&self, p: &FrozenProcess, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpError> {
-        super::check::process(&p.info, vmas)
+    /// Mappings and pages.
+    fn memory(
+        &mut self,
+        p: &FrozenProcess,
+        mnt_ns: u32,
+        vmas: &[Vma],
+    ) -> Result<(Option<MmEntry>, Vec<VmaName>), DumpError> {
+        let (mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, vmas)?;
+        let runs = pages::find(p.info.voice(), &mm_entry.vmas)?;
+        let pages_id = self.next_pages_id;
+        self.next_pages_id += 1;
+        self.stats.page_bytes += runs.bytes() as u64;
+        let name = names::pagemap(p.info.pid);
+        pages::save(p.info.voice(), &name, &runs, pages_id, self.sink)?;
+        Ok((Some(mm_entry), names_of_vmas))
     }
 
     fn files(&mut self, p: &FrozenProcess, mnt_ns: u32) -> Result<(), DumpError> {
-        let pid = p.info.pid;
-        let pidfd = pidfd_open(pid)?;
+        let (pid, voice) = (p.info.pid, p.info.voice());
+        let pidfd = open_voice(p)?;
         let task = TaskFiles {
             pid,
+            voice,
             pidfd: pidfd.as_fd(),
             comm: &p.info.comm,
             mnt_ns,
         };
-        let fdinfo = self.files.save_fds(&task)?;
-        FileSaver::put_table(self.sink, pid as u32, &fdinfo)?;
-        self.tables.push((pid, fdinfo));
+        if self.sharing.owns_files(pid) {
+            let fdinfo = self.files.save_fds(&task)?;
+            FileSaver::put_table(self.sink, pid as u32, &fdinfo)?;
+            self.tables.push((pid, fdinfo));
+        }
         let dir = libc::O_PATH | libc::O_DIRECTORY;
-        let cwd_id = self.path(&task, &format!("/proc/{pid}/cwd"), dir, "working directory")?;
-        let root_id = self.path(&task, &format!("/proc/{pid}/root"), dir, "root directory")?;
-        let status = Status::read(pid).map_err(DumpError::io(format!("status of {pid}")))?;
+        let link = |name: &str| format!("/proc/{voice}/{name}");
+        let cwd_id = self.path(&task, &link("cwd"), dir, "working directory")?;
+        let root_id = self.path(&task, &link("root"), dir, "root directory")?;
+        let status = Status::read(voice).map_err(DumpError::io(format!("status of {pid}")))?;
         let fs = FsEntry {
             cwd_id,
             root_id,
@@ -193,10 +195,11 @@ impl Dump<'_> {
         mnt_ns: u32,
         vmas: &[Vma],
     ) -> Result<(MmEntry, Vec<VmaName>), DumpError> {
-        let pid = p.info.pid;
-        let pidfd = pidfd_open(pid)?;
+        let pid = p.info.voice();
+        let pidfd = open_voice(p)?;
         let task = TaskFiles {
-            pid,
+            pid: p.info.pid,
+            voice: pid,
             pidfd: pidfd.as_fd(),
             comm: &p.info.comm,
             mnt_ns,
@@ -253,26 +256,34 @@ impl Dump<'_> {
         p: &FrozenProcess,
         settled: Vec<Settled>,
         vdso: Option<&Vdso>,
-        mut mm_entry: MmEntry,
+        mut mm_entry: Option<MmEntry>,
         ids: TaskKobjIdsEntry,
     ) -> Result<u32, DumpError> {
         let pid = p.info.pid;
         let leader = &settled[0];
         let workshop = Workshop::open(leader, vdso, ARENA_BYTES)?;
         let (tc, mdwe) = self.process_state(p, &workshop, &mut mm_entry)?;
-        put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
+        if let Some(mm_entry) = mm_entry {
+            put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
+        }
         let mut tc = Some((tc, ids));
         for t in &settled {
-            let mine = if t.tid == pid { tc.take() } else { None };
-            self.thread(pid, t, &workshop, |core| {
-                if let Some((tc, ids)) = mine {
-                    core.ids = Some(ids);
-                    core.tc = Some(TaskCoreEntry {
-                        blk_sigset: t.saved.sigmask(),
-                        ..tc
-                    });
+            let (mut core, ext) = self.thread(pid, t, &workshop)?;
+            if let Some((tc, ids)) = tc.take() {
+                let leading = TaskCoreEntry {
+                    blk_sigset: t.saved.sigmask(),
+                    ..tc
+                };
+                match t.tid == pid {
+                    true => (core.tc, core.ids) = (Some(leading), Some(ids)),
+                    false => {
+                        let (mut core, ext) = dead_leader(&core, &ext);
+                        (core.tc, core.ids) = (Some(leading), Some(ids));
+                        self.put_thread(pid, core, ext)?;
+                    }
                 }
-            })?;
+            }
+            self.put_thread(t.tid, core, ext)?;
         }
         Ok(mdwe)
     }
@@ -282,9 +293,9 @@ impl Dump<'_> {
         &mut self,
         p: &FrozenProcess,
         workshop: &Workshop<'_>,
-        mm_entry: &mut MmEntry,
+        mm_entry: &mut Option<MmEntry>,
     ) -> Result<(TaskCoreEntry, u32), DumpError> {
-        let pid = p.info.pid;
+        let pid = p.info.voice();
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
         let mut prog = Program::new();
         let actions = signals::query_actions(&mut prog);
@@ -322,9 +333,11 @@ impl Dump<'_> {
         );
         let out = workshop.run(&prog)?;
 
-        mm_entry.mm_brk = out.result(brk) as u64;
-        mm_entry.dumpable = Some(out.result(dumpable) as i32);
-        mm_entry.thp_disabled = Some(out.result(thp) != 0);
+        if let Some(mm_entry) = mm_entry {
+            mm_entry.mm_brk = out.result(brk) as u64;
+            mm_entry.dumpable = Some(out.result(dumpable) as i32);
+            mm_entry.thp_disabled = Some(out.result(thp) != 0);
+        }
         let personality = std::fs::read_to_string(format!("/proc/{pid}/personality"))
             .map_err(io("personality"))?;
         let oom = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
@@ -346,5 +359,13 @@ impl Dump<'_> {
             ..TaskCoreEntry::default()
         };
         Ok((tc, u32::try_from(out.result(mdwe)).unwrap_or(0)))
+    }
+}
+
+/// A pidfd through which the process's descriptors can be had.
+fn open_voice(p: &FrozenProcess) -> SysResult<OwnedFd> {
+    match p.info.leader_is_dead() {
+        true => pidfd_open_thread(p.info.voice()),
+        false => pidfd_open(p.info.pid),
     }
 }

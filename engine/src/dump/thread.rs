@@ -19,14 +19,13 @@ const PR_GET_SECUREBITS: i32 = 27;
 const PR_GET_TID_ADDRESS: i32 = 40;
 
 impl Dump<'_> {
-    /// Saves a thread; the leader's `core` image is completed by `finish`.
+    /// Saves a thread; the leader's image is to be completed.
     pub(super) fn thread(
         &mut self,
         pid: i32,
         t: &Settled,
         workshop: &Workshop<'_>,
-        finish: impl FnOnce(&mut CoreEntry),
-    ) -> Result<(), DumpError> {
+    ) -> Result<(CoreEntry, RcrThread), DumpError> {
         let tid = t.tid;
         // Before anything runs in the thread: calls of ours would change it.
         let xstate = ptrace::get_xstate(tid)?;
@@ -90,7 +89,7 @@ impl Dump<'_> {
         sched::save(pid, tid, &mut core, &mut ext)
             .map_err(DumpError::io(format!("scheduling of {tid}")))?;
         let regs = arch::restart_syscall(t.saved.regs());
-        let mut entry = CoreEntry {
+        let entry = CoreEntry {
             mtype: March::X8664 as i32,
             thread_info: Some(ThreadInfoX86 {
                 clear_tid_addr: read_u64(&outcome, clear_tid),
@@ -101,14 +100,38 @@ impl Dump<'_> {
             thread_core: Some(core),
             ..CoreEntry::default()
         };
-        finish(&mut entry);
-        put_records(
-            self.sink,
-            Kind::Core,
-            &crate::image::names::core(tid),
-            &[entry],
-        )?;
-        put_records(self.sink, Kind::RcrTasks, &ext::thread_image(tid), &[ext])?;
-        Ok(())
+        Ok((entry, ext))
     }
+
+    /// Writes a thread's images.
+    pub(super) fn put_thread(
+        &mut self,
+        tid: i32,
+        core: CoreEntry,
+        ext: RcrThread,
+    ) -> Result<(), DumpError> {
+        let name = crate::image::names::core(tid);
+        put_records(self.sink, Kind::Core, &name, &[core])?;
+        Ok(put_records(
+            self.sink,
+            Kind::RcrTasks,
+            &ext::thread_image(tid),
+            &[ext],
+        )?)
+    }
+}
+
+/// What stands for an ended leader: the state of a living thread, without
+/// what ends with a thread.
+pub(super) fn dead_leader(core: &CoreEntry, ext: &RcrThread) -> (CoreEntry, RcrThread) {
+    let mut core = core.clone();
+    if let Some(info) = &mut core.thread_info {
+        info.clear_tid_addr = 0;
+    }
+    if let Some(t) = &mut core.thread_core {
+        t.futex_rla_len = 0;
+        t.rseq_entry = None;
+        t.signals_p = None;
+    }
+    (core, ext.clone())
 }

@@ -8,10 +8,12 @@ mod cgroup;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
 use crate::sys::SysError;
+use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
-use crate::tree::{Process, Tree, list_tids};
+use crate::tree::{Process, Tree, list_tids, thread_is_dead};
 
 pub use cgroup::CgroupFreezer;
 
@@ -53,10 +55,43 @@ pub enum FreezeError {
         /// The tracer.
         tracer: i32,
     },
+    /// A parent waits in vfork(2), where nothing can stop it.
+    #[error(
+        "task {tid} of {comm} (pid {pid}) waits until its child {child} runs a program: try again"
+    )]
+    Vfork {
+        /// The task.
+        tid: i32,
+        /// Its process.
+        pid: i32,
+        /// Its name.
+        comm: String,
+        /// The child.
+        child: i32,
+    },
+    /// A task did not stop in time.
+    #[error(
+        "task {tid} of {comm} (pid {pid}) did not stop within {seconds} s (it may be in uninterruptible sleep)"
+    )]
+    Stuck {
+        /// The task.
+        tid: i32,
+        /// Its process.
+        pid: i32,
+        /// Its name.
+        comm: String,
+        /// The time allowed.
+        seconds: u64,
+    },
     /// ptrace failed.
     #[error(transparent)]
     Sys(#[from] SysError),
 }
+
+/// How long a task may take to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a parent may wait in vfork(2) while its child prepares itself.
+const VFORK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A frozen process.
 #[derive(Debug)]
@@ -78,6 +113,20 @@ pub struct Frozen {
 }
 
 impl Frozen {
+    /// Lets go of tasks that are no part of the tree after all: their ids
+    /// belonged to members that ended while we looked.
+    fn forget_strangers(&mut self, processes: &[Process]) {
+        let members: BTreeSet<i32> = processes.iter().flat_map(|p| &p.tids).copied().collect();
+        for &tid in self.traced.difference(&members) {
+            if let Err(e) = ptrace::detach(tid, 0)
+                && e.errno != nix::errno::Errno::ESRCH
+            {
+                tracing::warn!(tid, "detach: {e}");
+            }
+        }
+        self.traced.retain(|t| members.contains(t));
+    }
+
     /// Lets every thread run on, as if nothing had happened.
     pub fn thaw(self) {}
 
@@ -135,6 +184,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
         _not_send: PhantomData,
     };
     let mut stop_signals = BTreeMap::new();
+    let mut dead = BTreeSet::new();
     // A task may fork or clone until it is stopped; when one whole look finds
     // nobody new, everybody is stopped.
     loop {
@@ -147,16 +197,21 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
         for p in processes.iter().filter(|p| !p.is_zombie()) {
             let Ok(tids) = list_tids(p.pid) else { continue };
             for tid in tids {
-                if frozen.traced.contains(&tid) {
+                if frozen.traced.contains(&tid) || dead.contains(&tid) {
                     continue;
                 }
                 grown = true;
+                if p.leader_is_dead() && tid == p.pid {
+                    dead.insert(tid);
+                    continue;
+                }
                 if let Some(signal) = seize_and_stop(tid, p, &mut frozen.traced)? {
                     stop_signals.insert(p.pid, signal);
                 }
             }
         }
         if !grown {
+            frozen.forget_strangers(&processes);
             frozen.processes = processes
                 .into_iter()
                 .map(|info| {
@@ -187,6 +242,8 @@ fn seize_and_stop(
             traced.insert(tid);
         }
         Err(e) if e.errno == nix::errno::Errno::ESRCH => return Ok(None),
+        // It ended meanwhile.
+        Err(_) if thread_is_dead(process.pid, tid) => return Ok(None),
         Err(e) => {
             let tracer = tracer_of(tid);
             if tracer != 0 {
@@ -201,10 +258,14 @@ fn seize_and_stop(
             return Err(e.into());
         }
     }
-    ptrace::interrupt(tid)?;
+    match ptrace::interrupt(tid) {
+        // It ended meanwhile: the wait tells.
+        Err(e) if e.errno != nix::errno::Errno::ESRCH => return Err(e.into()),
+        _ => {}
+    }
     let mut stopped_by = None;
     loop {
-        match ptrace::wait(tid)? {
+        match wait_bounded(tid, process)? {
             Stop::Stopped(libc::SIGTRAP) => return Ok(None),
             Stop::Stopped(signal) if stopped_by == Some(signal) => return Ok(stopped_by),
             // A task in a job-control stop traps when it is seized, and our
@@ -225,7 +286,73 @@ fn seize_and_stop(
     }
 }
 
-fn tracer_of(tid: i32) -> i32 {
+/// Waits for a stop of a task, or until it is clear that none will come.
+fn wait_bounded(tid: i32, process: &Process) -> Result<Stop, FreezeError> {
+    let start = Instant::now();
+    loop {
+        match ptrace::try_wait(tid) {
+            Ok(Some(stop)) => return Ok(stop),
+            Ok(None) => {}
+            // It changed its id by execve(2), or is gone without a word.
+            Err(e) if e.errno == nix::errno::Errno::ECHILD => return Ok(Stop::Gone(0)),
+            Err(e) => return Err(e.into()),
+        }
+        let waited = start.elapsed();
+        if waited < Duration::from_millis(1) {
+            std::thread::yield_now();
+            continue;
+        }
+        let (pid, comm) = (process.pid, process.comm.clone());
+        if waited > VFORK_PATIENCE
+            && let Some(child) = vfork_child(pid, tid)
+        {
+            return Err(FreezeError::Vfork {
+                tid,
+                pid,
+                comm,
+                child,
+            });
+        }
+        if waited > PATIENCE {
+            let seconds = PATIENCE.as_secs();
+            return Err(FreezeError::Stuck {
+                tid,
+                pid,
+                comm,
+                seconds,
+            });
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// The child that a task waits for in vfork(2) or clone(2) with `CLONE_VFORK`:
+/// a call that nothing but the child's end or execve(2) ends.
+pub(crate) fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
+    let dir = format!("/proc/{pid}/task/{tid}");
+    let call = std::fs::read_to_string(format!("{dir}/syscall")).ok()?;
+    let number: i64 = call.split(' ').next()?.parse().ok()?;
+    if ![libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&number) {
+        return None;
+    }
+    // Killable, so shown as uninterruptible.
+    let stat = std::fs::read_to_string(format!("{dir}/stat")).ok()?;
+    if !stat.rsplit(") ").next()?.starts_with('D') {
+        return None;
+    }
+    let children = std::fs::read_to_string(format!("{dir}/children")).ok()?;
+    let shares = |c: &i32| {
+        let order = compare_object(tid, *c, Shared::Vm);
+        order.is_ok_and(|o| o == std::cmp::Ordering::Equal)
+    };
+    children
+        .split_ascii_whitespace()
+        .filter_map(|w| w.parse().ok())
+        .rfind(shares)
+}
+
+/// Who traces a task; 0 for nobody.
+pub(crate) fn tracer_of(tid: i32) -> i32 {
     let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("TracerPid:"));
     line.and_then(|l| l.trim().parse().ok()).unwrap_or(0)

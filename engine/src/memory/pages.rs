@@ -86,38 +86,33 @@ fn put(
     read(buf)
 }
 
-/// Saves the pages of a process.
+/// Saves the pages of a process in the image `name`.
 pub fn save(
     pid: i32,
+    name: &str,
     runs: &Runs,
     pages_id: u32,
     sink: &mut dyn ImageSink,
 ) -> Result<(), MemoryError> {
-    put(
-        sink,
-        &names::pagemap(pid),
-        pages_id,
-        &runs.spans,
-        |mut buf| {
-            let mut at = 0;
-            while at < runs.spans.len() {
-                let readable = runs.readable[at];
-                let n = runs.readable[at..]
-                    .iter()
-                    .take_while(|&&r| r == readable)
-                    .count();
-                let spans = &runs.spans[at..at + n];
-                let (here, rest) = buf.split_at_mut(spans.iter().map(|s| s.len).sum());
-                match readable {
-                    true => read_memory(pid, spans, here)?,
-                    false => read_forced(pid, spans, here)?,
-                }
-                buf = rest;
-                at += n;
+    put(sink, name, pages_id, &runs.spans, |mut buf| {
+        let mut at = 0;
+        while at < runs.spans.len() {
+            let readable = runs.readable[at];
+            let n = runs.readable[at..]
+                .iter()
+                .take_while(|&&r| r == readable)
+                .count();
+            let spans = &runs.spans[at..at + n];
+            let (here, rest) = buf.split_at_mut(spans.iter().map(|s| s.len).sum());
+            match readable {
+                true => read_memory(pid, spans, here)?,
+                false => read_forced(pid, spans, here)?,
             }
-            Ok(())
-        },
-    )
+            buf = rest;
+            at += n;
+        }
+        Ok(())
+    })
 }
 
 /// Reads memory that the process itself may not: only `/proc/PID/mem` does.

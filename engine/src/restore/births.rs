@@ -129,14 +129,27 @@ struct Nursery<'a> {
 
 impl Nursery<'_> {
     fn bear(&mut self, p: &ProcessImage) -> Result<(), RestoreError> {
+        if self.born.contains_key(&p.pid) {
+            return Ok(());
+        }
         wait_for_pid(p.pid)?;
         if self.images.has(p.ppid) {
             self.child(p)?;
+        } else if let Some(brother) = self.sharing_brother(p) {
+            self.fork(brother, p, libc::CLONE_PARENT as u64)?;
         } else if p.sid == p.pid {
-            self.root(p.pid, &p.ext.cgroup)?;
+            match self.former_session(p) {
+                Some(sid) => {
+                    if !self.made.ghosts.contains(&sid) {
+                        self.ghost_leader(sid, &p.ext.cgroup)?;
+                    }
+                    self.fork(sid, p, libc::CLONE_PARENT as u64)?;
+                }
+                None => self.root(p.pid, &p.ext.cgroup)?,
+            }
         } else if self.images.has(p.sid) {
             // A brother of its session's leader.
-            self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64)?;
+            self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
         } else if Path::new(&format!("/proc/{}", p.sid)).exists() {
             // Its session lives on outside of the tree: it gets ours.
             self.root(p.pid, &p.ext.cgroup)?;
@@ -144,40 +157,128 @@ impl Nursery<'_> {
             if !self.made.ghosts.contains(&p.sid) {
                 self.ghost_leader(p.sid, &p.ext.cgroup)?;
             }
-            self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64)?;
+            self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
         }
         self.move_to_cgroup(p)?;
+        self.born.insert(p.pid, self.birth.clone());
         if p.sid == p.pid {
+            // Children from before stay in the session it was in before.
+            let before = getsid(p.pid)?;
+            let images = self.images;
+            for c in images.processes.iter().filter(|c| c.ppid == p.pid) {
+                if self.needs(c).any(|s| self.called_here(s) == before) {
+                    self.bear(c)?;
+                }
+            }
             self.become_leader(p.pid)?;
         }
-        self.born.insert(p.pid, self.birth.clone());
         Ok(())
+    }
+
+    /// The sessions a process or its descendants have to be born in.
+    fn needs(&self, p: &ProcessImage) -> std::vec::IntoIter<i32> {
+        let mut out = Vec::new();
+        if p.sid == p.pid {
+            let children = self.images.processes.iter();
+            for c in children.filter(|c| c.ppid == p.pid) {
+                out.extend(self.needs(c).filter(|&s| s != p.pid));
+            }
+        } else {
+            out.push(p.sid);
+        }
+        out.into_iter()
+    }
+
+    /// How a session of the dump is called while births go on: one that lives
+    /// outside of the tree is replaced by ours.
+    fn called_here(&self, sid: i32) -> i32 {
+        let inside = self.images.has(sid) || self.made.ghosts.contains(&sid);
+        match !inside && Path::new(&format!("/proc/{sid}")).exists() {
+            true => getsid(0).unwrap_or(sid),
+            false => sid,
+        }
+    }
+
+    /// The session with an ended leader that a root of the tree left behind
+    /// after it had children in it.
+    fn former_session(&self, p: &ProcessImage) -> Option<i32> {
+        let reaper = p.live.as_ref().and_then(|l| l.tc.child_subreaper);
+        if reaper == Some(true) {
+            // They may as well be orphans.
+            return None;
+        }
+        self.needs(p)
+            .find(|&s| !self.images.has(s) && self.called_here(s) == s)
+    }
+
+    /// A brother that has the kernel objects which a process does not have
+    /// for itself, where the parent has not.
+    fn sharing_brother(&self, p: &ProcessImage) -> Option<i32> {
+        let needed = self.shared_with_earlier(p);
+        if needed == 0 || self.sharing(p.ppid, p) & needed == needed {
+            return None;
+        }
+        let mut born =
+            self.images.processes.iter().filter(|q| {
+                q.ppid == p.ppid || (!self.images.has(q.ppid) && !self.images.has(p.ppid))
+            });
+        born.find(|q| self.born.contains_key(&q.pid) && self.sharing(q.pid, p) & needed == needed)
+            .map(|q| q.pid)
+    }
+
+    /// `CLONE_*` flags for the objects that are made with an earlier process.
+    fn shared_with_earlier(&self, p: &ProcessImage) -> u64 {
+        let Some(live) = &p.live else { return 0 };
+        let flags = [
+            (live.owns.memory, libc::CLONE_VM),
+            (live.owns.files, libc::CLONE_FILES),
+            (live.owns.fs, libc::CLONE_FS),
+            (live.owns.actions, libc::CLONE_SIGHAND),
+        ];
+        let not_owned = flags.iter().filter(|(owns, _)| !owns);
+        not_owned.fold(0, |all, (_, flag)| all | *flag as u64)
+    }
+
+    /// `CLONE_*` flags for the objects that two processes share.
+    fn sharing(&self, a: i32, b: &ProcessImage) -> u64 {
+        let found = self.images.live().find(|(p, _)| p.pid == a);
+        let (Some((_, a)), Some(b)) = (found, &b.live) else {
+            return 0;
+        };
+        let flags = [
+            (a.ids.vm_id == b.ids.vm_id, libc::CLONE_VM),
+            (a.ids.files_id == b.ids.files_id, libc::CLONE_FILES),
+            (a.ids.fs_id == b.ids.fs_id, libc::CLONE_FS),
+            (a.ids.sighand_id == b.ids.sighand_id, libc::CLONE_SIGHAND),
+        ];
+        let same = flags.iter().filter(|(same, _)| *same);
+        same.fold(0, |all, (_, flag)| all | *flag as u64)
     }
 
     /// A child of another process of the tree.
     fn child(&mut self, p: &ProcessImage) -> Result<(), RestoreError> {
-        let session_of = |pid: i32| {
-            let found = self.images.processes.iter().find(|q| q.pid == pid);
-            found.map(|q| (q.sid, q.ppid))
-        };
-        let inherits = session_of(p.ppid).is_some_and(|(sid, _)| sid == p.sid);
-        let brother = session_of(p.sid).is_some_and(|(_, ppid)| ppid == p.ppid);
+        if let Some(brother) = self.sharing_brother(p) {
+            return self.fork(brother, p, libc::CLONE_PARENT as u64);
+        }
+        let leader = self.images.processes.iter().find(|q| q.pid == p.sid);
+        let inherits = getsid(p.ppid)? == self.called_here(p.sid);
+        let brother = leader.is_some_and(|q| q.ppid == p.ppid);
         if p.sid == p.pid || inherits {
-            return self.fork(p.ppid, p.pid, 0);
+            return self.fork(p.ppid, p, 0);
         }
         if brother && self.born.contains_key(&p.sid) {
-            return self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64);
+            return self.fork(p.sid, p, libc::CLONE_PARENT as u64);
         }
         // An orphan that its session's dead leader left to a subreaper.
         let held = self.inner_ghosts.contains(&(p.ppid, p.sid));
         if !held && !self.images.has(p.sid) && !Path::new(&format!("/proc/{}", p.sid)).exists() {
-            self.fork(p.ppid, p.sid, 0)?;
+            self.clone(p.ppid, p.sid, 0, libc::SIGCHLD)?;
             self.become_leader(p.sid)?;
             self.inner_ghosts.push((p.ppid, p.sid));
         } else if !held {
-            return self.fork(p.ppid, p.pid, 0);
+            return self.fork(p.ppid, p, 0);
         }
-        self.fork(p.sid, p.pid, libc::CLONE_PARENT as u64)
+        self.fork(p.sid, p, libc::CLONE_PARENT as u64)
     }
 
     fn become_leader(&self, pid: i32) -> Result<(), RestoreError> {
@@ -287,11 +388,27 @@ impl Nursery<'_> {
         Ok(())
     }
 
-    /// A process made by another one of the tree.
-    fn fork(&mut self, from: i32, pid: i32, flags: u64) -> Result<(), RestoreError> {
+    /// A process made by another one of the tree, with whom it shares what
+    /// both had in common.
+    fn fork(&mut self, from: i32, p: &ProcessImage, flags: u64) -> Result<(), RestoreError> {
+        let shared = self.sharing(from, p);
+        let missing = self.shared_with_earlier(p) & !shared;
+        if missing != 0 {
+            let what = format!("shares objects ({missing:#x}) with a process that cannot make it");
+            return Err(RestoreError::Tree { pid: p.pid, what });
+        }
+        // A brother gets the signal of who makes it.
+        let signal = match flags {
+            0 => p.ext.exit_signal.unwrap_or(libc::SIGCHLD),
+            _ => 0,
+        };
+        self.clone(from, p.pid, flags | shared, signal)
+    }
+
+    fn clone(&mut self, from: i32, pid: i32, flags: u64, signal: i32) -> Result<(), RestoreError> {
         let mut prog = Program::new();
         let tid = prog.bytes(&pid.to_le_bytes());
-        let exit_signal = if flags == 0 { libc::SIGCHLD as u64 } else { 0 };
+        let exit_signal = signal as u64;
         let args = CloneArgs {
             flags,
             exit_signal,
@@ -377,9 +494,7 @@ impl Nursery<'_> {
 
     fn check(&self) -> Result<(), RestoreError> {
         for p in &self.images.processes {
-            let sid = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(p.pid)))
-                .map_err(|e| RestoreError::io("getsid")(e.into()))?
-                .as_raw();
+            let sid = getsid(p.pid)?;
             let inside = self.images.has(p.sid)
                 || self.made.ghosts.contains(&p.sid)
                 || !Path::new(&format!("/proc/{}", p.sid)).exists();
@@ -390,6 +505,13 @@ impl Nursery<'_> {
         }
         Ok(())
     }
+}
+
+fn getsid(pid: i32) -> Result<i32, RestoreError> {
+    let sid = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid)));
+    Ok(sid
+        .map_err(|e| RestoreError::io("getsid")(e.into()))?
+        .as_raw())
 }
 
 fn getpgid(pid: i32) -> Result<i32, RestoreError> {

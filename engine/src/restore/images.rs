@@ -28,6 +28,18 @@ pub struct LiveImage {
     pub fs: FsEntry,
     pub fdinfo: Vec<FdinfoEntry>,
     pub threads: Vec<ThreadImage>,
+    /// Which kernel objects are made with this process; the others are those
+    /// of an earlier one.
+    pub owns: Owns,
+}
+
+/// Kernel objects that processes may share.
+#[derive(Debug, Clone, Copy)]
+pub struct Owns {
+    pub memory: bool,
+    pub files: bool,
+    pub fs: bool,
+    pub actions: bool,
 }
 
 /// A process to be made.
@@ -40,6 +52,13 @@ pub struct ProcessImage {
     pub ext: RcrTask,
     /// `None` for a zombie.
     pub live: Option<LiveImage>,
+}
+
+impl ProcessImage {
+    /// Whether a thread is to go on; an ended leader is not.
+    pub fn lives(&self, tid: i32) -> bool {
+        tid != self.pid || self.ext.dead_leader.is_none()
+    }
 }
 
 /// A whole dump.
@@ -75,7 +94,7 @@ impl Images {
         let tree: Vec<PstreeEntry> = get_records(source, Kind::Pstree, names::PSTREE)?;
         let mut processes: Vec<ProcessImage> = Vec::new();
         for e in tree {
-            let p = load_process(source, &e)?;
+            let p = load_process(source, &e, &processes)?;
             if p.pid <= 1 || processes.iter().any(|q| q.pid == p.pid) {
                 return Err(content(
                     names::PSTREE,
@@ -114,6 +133,13 @@ impl Images {
             .filter_map(|p| Some((p, p.live.as_ref()?)))
     }
 
+    /// The process whose address space a process lives in.
+    pub fn memory_of(&self, live: &LiveImage) -> Option<i32> {
+        let mut all = self.live();
+        let owner = all.find(|(_, l)| l.ids.vm_id == live.ids.vm_id);
+        owner.map(|(p, _)| p.pid)
+    }
+
     /// Whether a pid is one of the dump's processes.
     pub fn has(&self, pid: i32) -> bool {
         self.processes.iter().any(|p| p.pid == pid)
@@ -138,14 +164,18 @@ fn content(name: &str, what: String) -> RestoreError {
     .into()
 }
 
-fn load_process(source: &dyn ImageSource, e: &PstreeEntry) -> Result<ProcessImage, RestoreError> {
+fn load_process(
+    source: &dyn ImageSource,
+    e: &PstreeEntry,
+    earlier: &[ProcessImage],
+) -> Result<ProcessImage, RestoreError> {
     let number = |v: u32| i32::try_from(v).map_err(|_| content(names::PSTREE, format!("pid {v}")));
     let pid = number(e.pid)?;
     let core: CoreEntry = get_record(source, Kind::Core, &names::core(pid))?;
     let ext: RcrTask = get_record(source, Kind::RcrTasks, &ext::task_image(pid))?;
     let live = match ext.zombie {
         true => None,
-        false => Some(load_live(source, e, pid, core)?),
+        false => Some(load_live(source, e, pid, core, earlier)?),
     };
     let (ppid, pgid, sid) = (number(e.ppid)?, number(e.pgid)?, number(e.sid)?);
     Ok(ProcessImage {
@@ -163,6 +193,7 @@ fn load_live(
     e: &PstreeEntry,
     pid: i32,
     core: CoreEntry,
+    earlier: &[ProcessImage],
 ) -> Result<LiveImage, RestoreError> {
     let lacks = |tid, what: &str| content(&names::core(tid), format!("has no {what}"));
     let mut core = Some(core);
@@ -198,9 +229,27 @@ fn load_live(
     }
     let ids: TaskKobjIdsEntry = get_record(source, Kind::Ids, &names::ids(pid))?;
     let fdinfo = get_records(source, Kind::Fdinfo, &names::fdinfo(ids.files_id))?;
+    let sharer = |id: fn(&TaskKobjIdsEntry) -> u32| {
+        earlier
+            .iter()
+            .filter_map(|p| p.live.as_ref())
+            .find(|l| id(&l.ids) == id(&ids))
+    };
+    let memory = sharer(|i| i.vm_id);
+    let owns = Owns {
+        memory: memory.is_none(),
+        files: sharer(|i| i.files_id).is_none(),
+        fs: sharer(|i| i.fs_id).is_none(),
+        actions: sharer(|i| i.sighand_id).is_none(),
+    };
+    let mm = match memory {
+        Some(l) => l.mm.clone(),
+        None => get_record(source, Kind::Mm, &names::mm(pid))?,
+    };
     Ok(LiveImage {
         tc: tc.ok_or_else(|| lacks(pid, "process state"))?,
-        mm: get_record(source, Kind::Mm, &names::mm(pid))?,
+        mm,
+        owns,
         fs: get_record(source, Kind::Fs, &names::fs(pid))?,
         ids,
         fdinfo,

@@ -118,8 +118,9 @@ impl RestoreError {
 #[derive(Debug)]
 pub struct Restored {
     images: Images,
-    /// For each process: our mapping in it and the instruction to leave with.
-    ways_out: BTreeMap<i32, (Arena, u64)>,
+    /// For each process: our mapping in it and the instruction to leave with,
+    /// where the mapping is its own.
+    ways_out: BTreeMap<i32, (Arena, Option<u64>)>,
     made: births::Made,
     _not_send: PhantomData<*const ()>,
 }
@@ -132,10 +133,21 @@ impl Restored {
 
     /// Gives every thread its registers and lets all go.
     pub fn resume(mut self) -> Result<(), RestoreError> {
-        for (p, live) in self.images.live() {
+        for (p, _) in self.images.live() {
             let (arena, insn) = self.ways_out[&p.pid];
-            Tracee { tid: p.pid }.unmap_arena(insn, arena)?;
-            for t in &live.threads {
+            if let Some(insn) = insn {
+                Tracee { tid: p.pid }.unmap_arena(insn, arena)?;
+            }
+        }
+        for (p, live) in self.images.live() {
+            if let Some(status) = p.ext.dead_leader {
+                let way = self
+                    .images
+                    .memory_of(live)
+                    .and_then(|o| self.ways_out[&o].1);
+                threads::end_leader(p.pid, status, way)?;
+            }
+            for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
                 let regs = registers::load(&t.info.gpregs);
                 ptrace::set_regs(t.tid, &arch::restart_syscall(&regs))?;
                 ptrace::set_sigmask(t.tid, t.core.blk_sigset.unwrap_or(live.tc.blk_sigset))?;
@@ -143,9 +155,10 @@ impl Restored {
         }
         for (p, live) in self.images.live() {
             if p.ext.stop_signal != 0 {
-                tgkill(p.pid, p.pid, libc::SIGSTOP)?;
+                let first = live.threads.iter().find(|t| p.lives(t.tid));
+                tgkill(p.pid, first.map_or(p.pid, |t| t.tid), libc::SIGSTOP)?;
             }
-            for t in &live.threads {
+            for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
                 ptrace::detach(t.tid, 0)?;
             }
         }
@@ -181,17 +194,22 @@ pub fn restore(
     let ways = births::bear(&images, options, &mut made)?;
     let mut shared = crate::memory::shmem::Rebuilt::default();
     let mut ways_out = BTreeMap::new();
+    let mut step = process::Step {
+        source,
+        images: &images,
+        worlds: &worlds,
+        files: &mut files,
+        shared: &mut shared,
+    };
+    // All memory first: it needs descriptors of its own, for which shared
+    // tables are emptied.
     for (p, live) in images.live() {
         let birth = &ways[&p.pid];
-        let mut step = process::Step {
-            source,
-            images: &images,
-            worlds: &worlds,
-            files: &mut files,
-            shared: &mut shared,
-        };
-        let insn = step.process(p, live, birth)?;
+        let insn = step.body(p, live, birth)?;
         ways_out.insert(p.pid, (birth.arena, insn));
+    }
+    for (p, live) in images.live() {
+        step.process(p, live, &ways[&p.pid])?;
     }
     sysv::settle(source)?;
     files.seal()?;

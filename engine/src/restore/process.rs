@@ -37,27 +37,46 @@ pub struct Step<'a, 'f> {
 }
 
 impl Step<'_, '_> {
-    /// Makes the process complete; it stays stopped. Returns the address of a
-    /// `syscall` instruction to leave it with.
+    /// Ended children and the address space. Returns the address of a `syscall`
+    /// instruction to leave the process with, where the space is its own.
+    pub fn body(
+        &mut self,
+        p: &ProcessImage,
+        live: &LiveImage,
+        birth: &Birth,
+    ) -> Result<Option<u64>, RestoreError> {
+        self.zombies_of(p, birth)?;
+        match live.owns.memory {
+            true => self.memory(p, live, birth).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Makes the process complete; it stays stopped.
     pub fn process(
         &mut self,
         p: &ProcessImage,
         live: &LiveImage,
         birth: &Birth,
-    ) -> Result<u64, RestoreError> {
+    ) -> Result<(), RestoreError> {
         let tracee = Tracee { tid: p.pid };
-        self.zombies_of(p, birth)?;
-        let insn = self.memory(p, live, birth)?;
-
         let mut prog = Program::new();
-        let pidfd = self.start(&mut prog);
+        let pidfd = match live.owns.files {
+            true => self.start(&mut prog),
+            false => open_own_pidfd(&mut prog),
+        };
         self.worlds.enter(&mut prog, pidfd, &live.ids);
-        self.directories(&mut prog, pidfd, live)?;
-        let spare = spare_number(live);
-        let args = [pidfd.into(), spare.into(), libc::O_CLOEXEC.into()];
-        let placed = prog.call(libc::SYS_dup3, "set our pidfd aside", &args);
-        prog.call(libc::SYS_close, "close its old number", &[pidfd.into()]);
-        self.place(&mut prog, placed, spare, &live.fdinfo)?;
+        if live.owns.fs {
+            self.directories(&mut prog, pidfd, live)?;
+        }
+        let mut placed = pidfd;
+        if live.owns.files {
+            let spare = spare_number(live);
+            let args = [pidfd.into(), spare.into(), libc::O_CLOEXEC.into()];
+            placed = prog.call(libc::SYS_dup3, "set our pidfd aside", &args);
+            prog.call(libc::SYS_close, "close its old number", &[pidfd.into()]);
+            self.place(&mut prog, placed, spare, &live.fdinfo)?;
+        }
         self.files.late(p.pid, &live.fdinfo, &mut prog)?;
         self.state(&mut prog, live);
         if p.ext.mdwe != 0 {
@@ -80,7 +99,7 @@ impl Step<'_, '_> {
                 "enter the user namespace",
             );
         }
-        prog.call(libc::SYS_close, "close our pidfd", &[spare.into()]);
+        prog.call(libc::SYS_close, "close our pidfd", &[placed.into()]);
         tracee.run(birth.arena, &prog)?;
 
         self.threads(p, live, birth)?;
@@ -99,8 +118,7 @@ impl Step<'_, '_> {
             set(&mut prog, "set dumpable", PR_SET_DUMPABLE, d);
         }
         tracee.run(birth.arena, &prog)?;
-        self.outer_state(p, live)?;
-        Ok(insn)
+        self.outer_state(p, live)
     }
 
     /// Empties the descriptor table and opens a pidfd of ours in it.
@@ -111,12 +129,7 @@ impl Step<'_, '_> {
             "close everything",
             &[0.into(), all.into(), 0.into()],
         );
-        let me = std::process::id() as i32;
-        p.call(
-            libc::SYS_pidfd_open,
-            "open a pidfd of the restorer",
-            &[me.into(), 0.into()],
-        )
+        open_own_pidfd(p)
     }
 
     /// Root, working directory, umask.
@@ -150,7 +163,9 @@ impl Step<'_, '_> {
             "set personality",
             &[u64::from(tc.personality).into()],
         );
-        signals::restore_actions(p, &tc.sigactions);
+        if live.owns.actions {
+            signals::restore_actions(p, &tc.sigactions);
+        }
         set(
             p,
             "set child subreaper",
@@ -217,6 +232,16 @@ impl Step<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Adds the call that opens a pidfd of this process.
+fn open_own_pidfd(p: &mut Program) -> OpId {
+    let me = std::process::id() as i32;
+    p.call(
+        libc::SYS_pidfd_open,
+        "open a pidfd of the restorer",
+        &[me.into(), 0.into()],
+    )
 }
 
 fn leader(live: &LiveImage) -> Result<&crate::image::schema::CredsEntry, RestoreError> {

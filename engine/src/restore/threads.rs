@@ -128,6 +128,9 @@ fn own_state(prog: &mut Program, pid: i32, t: &ThreadImage) {
     }
 }
 
+/// How long a thread may take to end.
+const END_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// All threads in one program, each asking for its id.
 fn make_by_id(pid: i32, threads: &[ThreadImage], birth: &Birth) -> Result<(), RestoreError> {
     let mut prog = Program::new();
@@ -248,4 +251,29 @@ pub fn end_again(pid: i32, status: i32, birth: &Birth) -> Result<(), RestoreErro
             what: "did not end".into(),
         }),
     }
+}
+
+/// The leader ends while the other threads live on; `insn` is a `syscall`
+/// instruction in its memory.
+pub fn end_leader(pid: i32, status: i32, insn: Option<u64>) -> Result<(), RestoreError> {
+    let insn = insn.ok_or_else(|| RestoreError::Tree {
+        pid,
+        what: "has no code to end with".into(),
+    })?;
+    let regs = ptrace::get_regs(pid)?;
+    let code = libc::WEXITSTATUS(status) as u64;
+    let call = arch::set_call(&regs, insn, libc::SYS_exit, [code, 0, 0, 0, 0, 0]);
+    ptrace::set_regs(pid, &call)?;
+    ptrace::set_sigmask(pid, u64::MAX)?;
+    // Its tracer is told of its end only when all threads have ended.
+    ptrace::detach(pid, 0)?;
+    let end = std::time::Instant::now() + END_PATIENCE;
+    while !crate::tree::thread_is_dead(pid, pid) {
+        if std::time::Instant::now() > end {
+            let what = "its first thread does not end".into();
+            return Err(RestoreError::Tree { pid, what });
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }

@@ -308,23 +308,34 @@ pub enum Stop {
 /// Waits until the task stops or ends.
 pub fn wait(tid: i32) -> SysResult<Stop> {
     loop {
-        let mut status = 0;
-        // SAFETY: `status` is a live local; the call writes nothing else.
-        let r = unsafe { libc::waitpid(tid, &mut status, libc::__WALL) };
-        if r < 0 {
-            if Errno::last() == Errno::EINTR {
-                continue;
-            }
-            return Err(SysError::last("waitpid", format!("task {tid}")));
+        if let Some(stop) = wait_with(tid, 0)? {
+            return Ok(stop);
         }
-        if !libc::WIFSTOPPED(status) {
-            return Ok(Stop::Gone(status));
-        }
-        let signal = libc::WSTOPSIG(status);
-        return Ok(match status >> 16 {
-            0 => Stop::Signal(signal),
-            libc::PTRACE_EVENT_STOP => Stop::Stopped(signal),
-            event => Stop::Event(event),
-        });
     }
+}
+
+/// Whether the task has stopped or ended.
+pub fn try_wait(tid: i32) -> SysResult<Option<Stop>> {
+    wait_with(tid, libc::WNOHANG)
+}
+
+fn wait_with(tid: i32, options: i32) -> SysResult<Option<Stop>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live local; the call writes nothing else.
+    let r = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | options) };
+    match r {
+        0 => return Ok(None),
+        r if r < 0 && Errno::last() == Errno::EINTR => return Ok(None),
+        r if r < 0 => return Err(SysError::last("waitpid", format!("task {tid}"))),
+        _ => {}
+    }
+    if !libc::WIFSTOPPED(status) {
+        return Ok(Some(Stop::Gone(status)));
+    }
+    let signal = libc::WSTOPSIG(status);
+    Ok(Some(match status >> 16 {
+        0 => Stop::Signal(signal),
+        libc::PTRACE_EVENT_STOP => Stop::Stopped(signal),
+        event => Stop::Event(event),
+    }))
 }
