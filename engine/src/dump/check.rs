@@ -31,6 +31,7 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         .scan()
         .map_err(DumpError::io("reading the process table"))?
     {
+        files.note_process(p.pid);
         if p.is_zombie() {
             continue;
         }

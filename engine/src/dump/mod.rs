@@ -237,6 +237,7 @@ pub fn dump(
     };
     let mut tree = Vec::new();
     for (p, settled) in frozen.processes.iter().zip(settled) {
+        dump.files.note_process(p.info.pid);
         dump.process(p, settled, options)?;
         dump.stats.processes += 1;
         dump.stats.threads += p.info.tids.len();

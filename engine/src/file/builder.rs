@@ -1,15 +1,19 @@
 //! Restoring: records become open files, held by us for the tasks to take.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::error::{BuildError, FileError};
 use super::ghost::Revived;
 use super::memfd::MemfdsBack;
+use super::pidfd::Dead;
 use super::pipe::PipesBack;
 use super::record::{Fate, RcrFile, RcrFilesHead};
-use super::{RestoreEnv, epoll, eventfd, late, reg, signalfd, sys, timerfd};
+use super::{
+    RestoreEnv, Target, epoll, eventfd, fanotify, inotify, late, pidfd, reg, signalfd, sys, timerfd,
+};
 use crate::image::schema::{
     FdTypes, FdinfoEntry, FileEntry, RegFileEntry, RemapFilePathEntry, UnixSkEntry,
 };
@@ -33,6 +37,7 @@ pub struct FileBuilder<'a> {
     memfds: MemfdsBack,
     ghosts: Revived,
     queues: Queues,
+    dead: Dead,
 }
 
 impl<'a> FileBuilder<'a> {
@@ -52,6 +57,7 @@ impl<'a> FileBuilder<'a> {
                 extras.insert(extra.id, extra);
             }
         }
+        let dead = Dead::new(entries.iter().filter_map(|e| e.pidfd.as_ref()));
         Ok(Self {
             source,
             env,
@@ -64,6 +70,7 @@ impl<'a> FileBuilder<'a> {
             memfds: MemfdsBack::load(source)?,
             ghosts: Revived::new(remaps),
             queues: unix_back::load_queues(source)?,
+            dead,
         })
     }
 
@@ -126,6 +133,65 @@ impl<'a> FileBuilder<'a> {
     /// Seals the memfds; to be called when all shared mappings of them exist.
     pub fn seal(&self) -> Result<(), FileError> {
         Ok(self.memfds.seal()?)
+    }
+
+    /// Does what has to wait until nothing of ours touches files any more: the
+    /// watches of inotify and the marks of fanotify.
+    pub fn finish(mut self) -> Result<(), FileError> {
+        let watching = |e: &FileEntry| e.ify.is_some() || e.ffy.is_some();
+        let targets: BTreeSet<u32> = self
+            .extras
+            .values()
+            .flat_map(|e| e.watched.iter().filter_map(|w| w.file))
+            .collect();
+        let keep = |id: &u32| targets.contains(id) || self.entries.get(id).is_some_and(watching);
+        self.opened.retain(|id, _| keep(id));
+        self.pipes = PipesBack::default();
+        self.memfds = MemfdsBack::default();
+        self.ghosts = Revived::default();
+        for (id, fd) in &self.opened {
+            let entry = &self.entries[id];
+            self.watch_again(entry, fd.as_fd())
+                .map_err(|source| FileError::Build {
+                    id: *id,
+                    what: self.describe(*id),
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    fn watch_again(&self, entry: &FileEntry, fd: BorrowedFd<'_>) -> Result<(), BuildError> {
+        let Some(extra) = self.extras.get(&entry.id) else {
+            return Ok(());
+        };
+        let target = |i: usize| self.watched(extra, i);
+        if let Some(e) = &entry.ify {
+            inotify::rewatch(fd, e, extra.events_lost == Some(true), target)?;
+        }
+        if let Some(e) = &entry.ffy {
+            fanotify::remark(fd, e, &extra.filesystem_marks, target)?;
+        }
+        Ok(())
+    }
+
+    /// What the `i`th watch of a file is on.
+    fn watched(&self, extra: &RcrFile, i: usize) -> Result<Target<'_>, BuildError> {
+        let missing = || BuildError::Images(format!("watch {i} is on nothing"));
+        let watched = extra.watched.get(i).ok_or_else(missing)?;
+        if let Some(id) = watched.file {
+            let fd = self.opened.get(&id).ok_or_else(missing)?;
+            return Ok(Target::Carried(fd.as_fd()));
+        }
+        let path = watched.path.as_deref().ok_or_else(missing)?;
+        let path = CString::new(path).map_err(|_| BuildError::Images("NUL in a path".into()))?;
+        let ns = watched.mnt_ns.unwrap_or(0);
+        let root = self.env.root_dir(ns).map_err(|source| BuildError::Env {
+            what: format!("root directory of mount namespace {ns}"),
+            source,
+        })?;
+        let fd = sys::open_in_root(root, &path, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
+        Ok(Target::Opened(fd))
     }
 
     fn describe(&self, id: u32) -> String {
@@ -206,6 +272,23 @@ impl<'a> FileBuilder<'a> {
             FdTypes::Signalfd => {
                 let e = entry.sgfd.as_ref().ok_or_else(incomplete)?;
                 (signalfd::restore(e)?, e.flags)
+            }
+            FdTypes::Inotify => {
+                let e = entry.ify.as_ref().ok_or_else(incomplete)?;
+                (inotify::restore()?, e.flags)
+            }
+            FdTypes::Fanotify => {
+                let e = entry.ffy.as_ref().ok_or_else(incomplete)?;
+                (fanotify::restore(e)?, e.flags)
+            }
+            FdTypes::Pidfd => {
+                let e = entry.pidfd.as_ref().ok_or_else(incomplete)?;
+                let thread = extra.and_then(|e| e.pidfd).and_then(|p| p.thread);
+                if thread == Some(true) {
+                    // Something to hold the number until its process has its threads.
+                    return pidfd::stand_in();
+                }
+                (pidfd::restore(e, extra, &mut self.dead)?, e.flags)
             }
             FdTypes::Inetsk => {
                 let e = entry.isk.as_ref().ok_or_else(incomplete)?;

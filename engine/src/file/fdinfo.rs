@@ -1,5 +1,10 @@
 //! `/proc/PID/fdinfo/N`, as far as the kinds of files we carry need it.
 
+mod mark;
+
+pub(crate) use mark::Mark;
+use mark::group;
+
 /// What the kernel says about one descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct FdInfo {
@@ -13,6 +18,14 @@ pub(crate) struct FdInfo {
     pub timer: Option<Timer>,
     pub epoll: Vec<Watched>,
     pub locks: Vec<Lock>,
+    /// What an inotify instance watches, or the marks of a fanotify group.
+    pub marks: Vec<Mark>,
+    /// A fanotify group's flags and those of the files in its events.
+    pub fanotify: Option<(u32, u32)>,
+    /// What a pidfd stands for: -1 if it is gone, 0 if it is not for us to see.
+    pub pid: Option<i32>,
+    /// Lines that only one kind of file has, as they are.
+    pub others: Vec<(String, String)>,
 }
 
 /// A timerfd. Times are `(seconds, nanoseconds)`.
@@ -60,6 +73,17 @@ impl FdInfo {
     }
 
     fn line(&mut self, line: &str) -> Option<()> {
+        if let Some(words) = line.strip_prefix("inotify ") {
+            self.marks.push(Mark::parse(words)?);
+            return Some(());
+        }
+        if let Some(words) = line.strip_prefix("fanotify ") {
+            match group(words) {
+                Some(flags) => self.fanotify = Some(flags),
+                None => self.marks.push(Mark::parse(words)?),
+            }
+            return Some(());
+        }
         let Some((key, value)) = line.split_once(':') else {
             return Some(());
         };
@@ -77,9 +101,16 @@ impl FdInfo {
             "it_interval" => self.timer().interval = pair(value)?,
             "tfd" => self.epoll.push(watched(value)?),
             "lock" => self.locks.push(lock(value)?),
-            _ => {}
+            "Pid" => self.pid = Some(value.parse().ok()?),
+            _ => self.others.push((key.to_owned(), value.to_owned())),
         }
         Some(())
+    }
+
+    /// A line that only one kind of file has.
+    pub(crate) fn other(&self, key: &str) -> Option<&str> {
+        let found = self.others.iter().find(|(k, _)| k == key);
+        found.map(|(_, v)| v.as_str())
     }
 
     fn timer(&mut self) -> &mut Timer {

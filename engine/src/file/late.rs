@@ -137,12 +137,48 @@ impl FileBuilder<'_> {
                 set_owner(&fown, flags, fd, program);
             }
         }
+        self.open_threads(table, program);
         let mut seen = BTreeSet::new();
         for slot in table.iter().filter(|s| seen.insert(s.id)) {
             let locks = self.extra(slot.id).map_or(&[][..], |e| &e.locks);
             for lock in locks.iter().filter(|l| l.pid == pid) {
                 take_lock(lock, slot.fd, program);
             }
+        }
+    }
+
+    /// Pidfds of threads other than the first are opened where these are.
+    fn open_threads(&self, table: &[FdinfoEntry], program: &mut Program) {
+        let mut made = BTreeMap::new();
+        for slot in table {
+            let target = self.extra(slot.id).and_then(|e| e.pidfd);
+            let Some(tid) = target
+                .filter(|t| t.thread == Some(true))
+                .and_then(|t| t.pid)
+            else {
+                continue;
+            };
+            let entry = self.entry(slot.id).and_then(|e| e.pidfd.as_ref());
+            let flags = entry.map_or(0, |e| e.flags as i32);
+            let flags = flags & (sys::PIDFD_THREAD | libc::O_NONBLOCK);
+            let what = format!("open the pidfd of thread {tid} as fd {}", slot.fd);
+            let op = *made.entry(slot.id).or_insert_with(|| {
+                program.call(
+                    libc::SYS_pidfd_open,
+                    what.clone(),
+                    &[tid.into(), flags.into()],
+                )
+            });
+            let cloexec = if slot.flags & 1 != 0 {
+                libc::O_CLOEXEC
+            } else {
+                0
+            };
+            let args = [op.into(), Arg::Imm(slot.fd.into()), cloexec.into()];
+            program.call(libc::SYS_dup3, what, &args);
+        }
+        for op in made.into_values() {
+            program.call(libc::SYS_close, "close a spare pidfd", &[op.into()]);
         }
     }
 
@@ -271,6 +307,9 @@ pub(crate) fn owner_of(entry: &FileEntry, extra: &RcrFile) -> Option<(FownEntry,
         .or(e.tfd.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.pipe.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.memfd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.ify.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.ffy.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.pidfd.as_ref().map(|f| (f.fown, f.flags)))
         .or(extra.fifo_fown.zip(extra.fifo_flags))
 }
 

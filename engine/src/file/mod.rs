@@ -19,11 +19,14 @@ mod epoll;
 pub(crate) mod error;
 mod eventfd;
 pub(crate) mod examined;
+mod fanotify;
 mod fdinfo;
 mod ghost;
 pub(crate) mod identity;
+mod inotify;
 mod late;
 mod memfd;
+mod pidfd;
 mod pipe;
 pub(crate) mod record;
 pub(crate) mod reg;
@@ -31,17 +34,20 @@ mod saver;
 mod signalfd;
 pub(crate) mod sys;
 mod timerfd;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 pub use builder::FileBuilder;
 pub use error::{BuildError, FileError};
-pub use record::{Fate, RcrFile, RcrFilesHead, RcrLock, RcrSocket, RcrSocketOption};
+pub use record::{
+    Fate, RcrFile, RcrFilesHead, RcrLock, RcrPidfd, RcrSocket, RcrSocketOption, RcrWatched,
+};
 pub use saver::FileSaver;
 
 /// A task whose files are to be saved.
@@ -126,4 +132,22 @@ pub trait RestoreEnv {
 
     /// How long the tasks were away, by the wall clock.
     fn away(&self) -> Duration;
+}
+
+/// A file that another one refers to.
+#[derive(Debug)]
+pub(crate) enum Target<'a> {
+    /// Opened for the purpose.
+    Opened(OwnedFd),
+    /// One of those that are carried.
+    Carried(BorrowedFd<'a>),
+}
+
+impl AsFd for Target<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Opened(fd) => fd.as_fd(),
+            Self::Carried(fd) => *fd,
+        }
+    }
 }

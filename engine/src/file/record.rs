@@ -56,6 +56,50 @@ pub struct RcrFile {
     /// For named pipes: who gets SIGIO.
     #[prost(message, optional, tag = "13")]
     pub fifo_fown: Option<FownEntry>,
+    /// For inotify and fanotify: where what is watched is, in the order of the
+    /// entry's list.
+    #[prost(message, repeated, tag = "30")]
+    pub watched: Vec<RcrWatched>,
+    /// For inotify: events waited to be read. They cannot be carried; the
+    /// instance comes back saying that some were lost (IN_Q_OVERFLOW).
+    #[prost(bool, optional, tag = "31")]
+    pub events_lost: Option<bool>,
+    /// For pidfds.
+    #[prost(message, optional, tag = "32")]
+    pub pidfd: Option<RcrPidfd>,
+    /// For fanotify: marks on whole file systems are told from those on
+    /// mounts by their place in the entry's list.
+    #[prost(uint32, repeated, packed = "false", tag = "33")]
+    pub filesystem_marks: Vec<u32>,
+}
+
+/// Where a watched inode is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrWatched {
+    /// Its path.
+    #[prost(string, optional, tag = "1")]
+    pub path: Option<String>,
+    /// The mount namespace the path is of; 0 is the controller's own.
+    #[prost(uint32, optional, tag = "2")]
+    pub mnt_ns: Option<u32>,
+    /// Instead of a path: the carried file that has no name.
+    #[prost(uint32, optional, tag = "3")]
+    pub file: Option<u32>,
+}
+
+/// What a pidfd stands for.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct RcrPidfd {
+    /// A process, or a thread, of the tree; absent if it is gone.
+    #[prost(int32, optional, tag = "1")]
+    pub pid: Option<i32>,
+    /// Wait status of one that is gone, where the kernel told it.
+    #[prost(int32, optional, tag = "2")]
+    pub exit_status: Option<i32>,
+    /// It is a thread, but not its process's first: opened by the process
+    /// itself when its threads are there.
+    #[prost(bool, optional, tag = "3")]
+    pub thread: Option<bool>,
 }
 
 /// A POSIX record lock.

@@ -213,6 +213,7 @@ pub fn restore(
     }
     sysv::settle(source)?;
     files.seal()?;
+    files.finish()?;
     Ok(Restored {
         images,
         ways_out,

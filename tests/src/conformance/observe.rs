@@ -324,6 +324,14 @@ fn fdinfo(text: &str) -> String {
             match key {
                 "mnt_id" | "ino" | "it_value" | "eventfd-id" | "scm_fds" => None,
                 "tfd" => Some(interest(&words)),
+                _ if key.starts_with("inotify") || key.starts_with("fanotify") => {
+                    // A file without a name gets another inode, a mount another number.
+                    let numbered = key.ends_with(" ino") || key.ends_with(" mnt_id");
+                    let shown = |w: &&&str| !w.starts_with("ino:") && !w.starts_with("f_handle:");
+                    let words = words[usize::from(numbered)..].iter().filter(shown);
+                    let words: Vec<&str> = words.copied().collect();
+                    Some(format!("{key} {}", words.join(" ")))
+                }
                 "flags" => Some(format!("flags {}", status_flags(words.first()?))),
                 "lock" => Some(format!("lock {}", words.get(1..4)?.join(" "))),
                 _ => Some(format!("{key} {}", words.join(" "))),

@@ -52,6 +52,17 @@ impl Stage {
         Ok(fs::write(self.dir.join("refusal"), words.join("\n"))?)
     }
 
+    /// The same, where only a dump of frozen processes can know.
+    pub fn expect_dump_refusal(&self, words: &[String]) -> Result<()> {
+        fs::write(self.dir.join("refusal-late"), "")?;
+        self.expect_refusal(words)
+    }
+
+    /// Whether the preflight is to refuse, too.
+    pub fn refused_early(&self) -> bool {
+        !self.dir.join("refusal-late").exists()
+    }
+
     /// The words of [`Stage::expect_refusal`].
     pub fn refusal(&self) -> Result<Vec<String>> {
         let text = fs::read_to_string(self.dir.join("refusal"))?;

@@ -4,10 +4,15 @@ use super::super::error::{Stop, refuse};
 use super::super::examined::{Examined, Found, Saved};
 use super::super::fdinfo::FdInfo;
 use super::super::reg::{self, Whereabouts};
-use super::super::{epoll, eventfd, ghost, memfd, pipe, signalfd, sys, timerfd};
+use super::super::{
+    epoll, eventfd, fanotify, ghost, inotify, memfd, pidfd, pipe, signalfd, sys, timerfd,
+};
 use super::{FileError, FileSaver};
 use crate::socket;
 use crate::sys::SysResult;
+
+/// `PID_FS_MAGIC`: linux/magic.h.
+const PIDFS_MAGIC: i64 = 0x5049_4446;
 
 impl FileSaver {
     /// Saves a file under a new id, or notes the refusal.
@@ -50,6 +55,17 @@ impl FileSaver {
                 "[eventpoll]" => epoll::save(file, saved),
                 "[timerfd]" => timerfd::save(file, saved),
                 "[signalfd]" => signalfd::save(file, saved),
+                "inotify" => {
+                    let nameless = inotify::save(file, saved)?;
+                    self.nameless.push((saved.entry.id, nameless));
+                    Ok(())
+                }
+                "[fanotify]" => {
+                    let nameless = fanotify::save(file, saved)?;
+                    self.nameless.push((saved.entry.id, nameless));
+                    Ok(())
+                }
+                "[pidfd]" => pidfd::save(file, saved),
                 other => refuse_anonymous(other),
             };
         }
@@ -70,6 +86,10 @@ impl FileSaver {
     }
 
     fn save_by_path(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
+        // As kernels show them that have a file system of processes.
+        if file.info.pid.is_some() && sys::filesystem(file.fd)? == PIDFS_MAGIC {
+            return pidfd::save(file, saved);
+        }
         if let Some(kind) = special_filesystem(file)? {
             return refuse(kind, "this kind of file is not carried", "untag the unit");
         }
@@ -113,7 +133,7 @@ fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
     // linux/magic.h
     Ok(match sys::filesystem(file.fd)? {
         0x6e73_6673 => Some("namespace descriptor"),
-        0x5049_4446 => Some("pidfd"),
+        PIDFS_MAGIC => Some("pidfd"),
         0x5345_434d => Some("secret memory"),
         0xcafe_4a11 => Some("BPF object"),
         _ => None,
@@ -127,13 +147,7 @@ fn refuse_anonymous(kind: &str) -> Result<(), Stop> {
             "rings and requests in flight live in the kernel",
             "turn io_uring off in the service's configuration, or untag the unit",
         ),
-        "inotify" => ("watches are not carried yet", "untag the unit"),
         "userfaultfd" => ("its memory registrations are not carried", "untag the unit"),
-        "pidfd" => (
-            "it may refer to a process outside the service",
-            "untag the unit",
-        ),
-        "fanotify" => ("its marks are not carried", "untag the unit"),
         _ => ("this kind of file is not carried", "untag the unit"),
     };
     refuse(kind, reason, advice)

@@ -15,6 +15,7 @@ use super::examined::{Examined, Found, Saved};
 use super::fdinfo::FdInfo;
 use super::ghost::Ghosts;
 use super::identity::{Descriptions, Slot};
+use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
@@ -47,6 +48,8 @@ pub struct FileSaver {
     unix: unix::Table,
     /// `FLOCK` and similar lines by the file they were seen on.
     locks: late::LocksSeen,
+    /// Watched inodes without a name, by the file that watches.
+    nameless: Vec<(u32, Nameless)>,
 }
 
 /// Files without a descriptor are the same if opening them gives the same.
@@ -79,7 +82,13 @@ impl FileSaver {
             memfds: Memfds::default(),
             unix: unix::Table::default(),
             locks: late::LocksSeen::default(),
+            nameless: Vec::new(),
         })
+    }
+
+    /// Notes a process of the tree, zombies included: files may refer to any.
+    pub fn note_process(&mut self, pid: i32) {
+        self.pids.insert(pid);
     }
 
     /// Saves one descriptor table; call it once for tasks that share theirs.

@@ -3,9 +3,11 @@
 use std::os::fd::AsFd;
 
 use super::super::error::{Stop, refuse};
+use super::super::identity::Held;
 use super::super::{epoll, late};
 use super::{FileError, FileSaver};
 use crate::socket::unix;
+use crate::task::status::Status;
 
 impl FileSaver {
     /// Completes what needs the whole picture: what epoll watches, the other
@@ -38,6 +40,8 @@ impl FileSaver {
         }
         refusals.extend(self.locks.settle(&mut self.files));
         refusals.extend(self.owners_outside());
+        refusals.extend(self.watched_nameless());
+        refusals.extend(self.pidfd_targets());
         for (id, stop) in refusals {
             let Some(found) = self.files.get(&id).map(|s| s.found.clone()) else {
                 continue;
@@ -79,6 +83,69 @@ impl FileSaver {
                 let stop = refuse::<()>("file with a signal owner", reason, "untag the unit");
                 refusals.extend(stop.err().map(|s| (saved.entry.id, s)));
             }
+        }
+        refusals
+    }
+
+    /// Watched inodes that no name leads to have to be among the files.
+    fn watched_nameless(&mut self) -> Vec<(u32, Stop)> {
+        let mut refusals = Vec::new();
+        for (id, nameless) in std::mem::take(&mut self.nameless) {
+            for (i, inode) in nameless {
+                let carried = |h: &&Held| self.files.contains_key(&h.id);
+                let found = self.descriptions.of_inode(inode).find(carried);
+                match (found.map(|h| h.id), self.files.get_mut(&id)) {
+                    (Some(target), Some(saved)) => {
+                        saved.extra.watched[i].file = Some(target);
+                    }
+                    (None, Some(saved)) => {
+                        let reason = format!(
+                            "it watches a file without a name (inode {}) that no process of the service holds",
+                            inode.1
+                        );
+                        let kind = format!("{:?}", saved.entry.r#type()).to_lowercase();
+                        let stop = refuse::<()>(kind, reason, "restart the service");
+                        refusals.extend(stop.err().map(|s| (id, s)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        refusals
+    }
+
+    /// Processes that pidfds stand for have to come along.
+    fn pidfd_targets(&mut self) -> Vec<(u32, Stop)> {
+        let mut refusals = Vec::new();
+        for saved in self.files.values_mut() {
+            let Some(target) = &mut saved.extra.pidfd else {
+                continue;
+            };
+            let Some(pid) = target.pid.filter(|p| !self.pids.contains(p)) else {
+                continue;
+            };
+            let status = Status::read(pid).ok();
+            let process: Option<u64> = status.and_then(|s| s.get("Tgid").parse().ok());
+            let holders = self.descriptions.get(saved.entry.id).map(|h| &h.slots[..]);
+            let holders = holders.unwrap_or_default();
+            let own = |p: u64| holders.iter().all(|s| s.pid as u64 == p);
+            let reason = match process {
+                Some(p) if pid != 0 && own(p) => {
+                    target.thread = Some(true);
+                    continue;
+                }
+                Some(p) if self.pids.contains(&(p as i32)) => {
+                    format!("it stands for thread {pid} of another process ({p})")
+                }
+                _ if pid == 0 => "its process is in a namespace that is out of sight".into(),
+                _ => format!("it stands for process {pid} outside the service"),
+            };
+            let stop = refuse::<()>(
+                "pidfd",
+                reason,
+                "tag both services as one, or untag the unit",
+            );
+            refusals.extend(stop.err().map(|s| (saved.entry.id, s)));
         }
         refusals
     }

@@ -1,5 +1,7 @@
 //! Raw calls on descriptors, with typed edges.
 
+mod notify;
+mod pidfd;
 mod socket;
 
 use std::ffi::{CStr, c_int};
@@ -9,6 +11,8 @@ use nix::errno::Errno;
 
 use crate::sys::{SysError, SysResult};
 
+pub(crate) use notify::*;
+pub(crate) use pidfd::*;
 pub(crate) use socket::*;
 
 /// `TFD_IOC_SET_TICKS`: `_IOW('T', 0, u64)`, linux/timerfd.h.

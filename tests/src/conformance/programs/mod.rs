@@ -6,6 +6,8 @@ pub mod creds;
 pub mod files;
 pub mod memory;
 pub mod namespaces;
+pub mod notify;
+pub mod pidfds;
 pub mod pipes;
 pub mod process;
 pub mod refusals;
@@ -33,6 +35,8 @@ pub const ALL: &[&[Case]] = &[
     namespaces::CASES,
     files::CASES,
     pipes::CASES,
+    notify::CASES,
+    pidfds::CASES,
     sockets::CASES,
     refusals::CASES,
 ];

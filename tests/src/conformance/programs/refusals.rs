@@ -12,8 +12,6 @@ use crate::conformance::{Case, Check, Stage};
 
 /// The programs of this area.
 pub const CASES: &[Case] = &[
-    Case::new("refusals/inotify", "an inotify instance", inotify).refused(),
-    Case::new("refusals/pidfd", "a pidfd", pidfd).refused(),
     Case::new("refusals/io-uring", "an io_uring", io_uring).refused(),
     Case::new("refusals/userfaultfd", "a userfaultfd", userfaultfd).refused(),
     Case::new(
@@ -31,7 +29,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The words that name us and a descriptor.
-fn expect(stage: &Stage, fd: &impl AsFd, more: &str) -> Result<()> {
+pub(super) fn expect(stage: &Stage, fd: &impl AsFd, more: &str) -> Result<()> {
     let number = fd.as_fd().as_raw_fd();
     stage.expect_refusal(&[
         format!("program (pid {})", std::process::id()),
@@ -44,33 +42,6 @@ fn expect(stage: &Stage, fd: &impl AsFd, more: &str) -> Result<()> {
 fn owned(fd: i64) -> OwnedFd {
     // SAFETY: callers pass what the kernel returned and nobody else has.
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
-}
-
-fn inotify(stage: &Stage) -> Result<Check> {
-    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-    let watch = Inotify::init(InitFlags::IN_NONBLOCK)?;
-    watch.add_watch(&stage.files(), AddWatchFlags::IN_CREATE)?;
-    expect(stage, &watch, "inotify")?;
-    let place = stage.path("new");
-    Ok(Box::new(move |f| {
-        std::fs::write(&place, "x")?;
-        f.same("events", &1, &watch.read_events()?.len());
-        Ok(())
-    }))
-}
-
-fn pidfd(stage: &Stage) -> Result<Check> {
-    let me = i64::from(std::process::id());
-    let fd = owned(sys::numbers(libc::SYS_pidfd_open, &[me, 0])?);
-    expect(stage, &fd, "pidfd")?;
-    Ok(Box::new(move |f| {
-        let sent = sys::numbers(
-            libc::SYS_pidfd_send_signal,
-            &[fd.as_raw_fd().into(), 0, 0, 0],
-        );
-        f.that("it still names us", sent.is_ok());
-        Ok(())
-    }))
 }
 
 fn io_uring(stage: &Stage) -> Result<Check> {
@@ -102,7 +73,7 @@ fn userfaultfd(stage: &Stage) -> Result<Check> {
 }
 
 /// A process that is no part of the tree: its parent has ended.
-fn stranger(run: impl FnOnce()) -> Result<()> {
+pub(super) fn stranger(run: impl FnOnce()) -> Result<()> {
     // SAFETY: one thread; the processes use what they inherited.
     match unsafe { fork() }? {
         ForkResult::Child => {

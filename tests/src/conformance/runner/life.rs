@@ -75,6 +75,7 @@ impl Lab {
         fs::create_dir(&dir)?;
         let ended = run.life(mode, cycles, f);
         kill_descendants()?;
+        unmount_below(&dir)?;
         if ended.as_ref().is_err_and(|e| Unavailable::of(e).is_none()) {
             let output = fs::read_to_string(run.stage.output()).unwrap_or_default();
             f.extend("output: ", output.lines().map(str::to_owned));
@@ -237,7 +238,11 @@ impl Run<'_> {
         let out = self.dump_command(1, false)?.output()?;
         said("dump", &out, steps::REFUSED)?;
         let words = String::from_utf8_lossy(&out.stdout);
-        for who in ["preflight", "dump"] {
+        let early = self.stage.refused_early();
+        for who in ["preflight", "dump"]
+            .into_iter()
+            .filter(|w| early || *w == "dump")
+        {
             let lines: Vec<&str> = words.lines().filter(|l| l.starts_with(who)).collect();
             f.that(format!("{who} names nothing"), !lines.is_empty());
             for line in &lines {
@@ -327,4 +332,15 @@ impl Drop for Cgroup {
             eprintln!("{}: {e}", self.dir.display());
         }
     }
+}
+
+/// Ends mounts that a program has made in its directory.
+fn unmount_below(dir: &Path) -> Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let places = text.lines().rev().filter_map(|l| l.split(' ').nth(4));
+    for place in places.filter(|p| Path::new(p).starts_with(dir)) {
+        umount2(place, MntFlags::MNT_DETACH).with_context(|| place.to_owned())?;
+    }
+    Ok(())
 }
