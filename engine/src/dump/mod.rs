@@ -8,6 +8,7 @@
 
 mod check;
 mod numbers;
+mod pages;
 mod process;
 mod settled;
 mod sharing;
@@ -27,7 +28,9 @@ use crate::freeze::Frozen;
 use crate::image::schema::{FdinfoEntry, InventoryEntry, PstreeEntry, TimensEntry, Timespec};
 use crate::image::{ImageError, ImageSink, Kind, names, put_records};
 use crate::memory::MemoryError;
+use crate::memory::heritage::SharedPages;
 use crate::memory::maps::{self, Vma};
+use crate::memory::pages::Runs;
 use crate::memory::shmem::Objects;
 use crate::memory::sysv::Segments;
 use crate::memory::vdso::Vdso;
@@ -160,6 +163,10 @@ struct Dump<'a> {
 struct Ready {
     vmas: Vec<Vma>,
     threads: Vec<Settled>,
+    /// The pages to save.
+    runs: Runs,
+    /// Those of them that an earlier process has as well.
+    common: Vec<SharedPages>,
 }
 
 /// Looks at all mappings, refuses what cannot be carried, and settles every
@@ -177,6 +184,8 @@ fn settle(frozen: &Frozen) -> Result<Vec<Ready>, DumpError> {
         out.push(Ready {
             vmas,
             threads: Vec::new(),
+            runs: Runs::default(),
+            common: Vec::new(),
         });
     }
     if !refusals.is_empty() {
@@ -222,10 +231,12 @@ pub fn dump(
     options: &DumpOptions,
 ) -> Result<DumpStats, DumpError> {
     let clocks = Clocks::now();
-    let settled = settle(frozen)?;
+    let mut settled = settle(frozen)?;
+    let sharing = sharing_of(frozen)?;
+    pages::find(frozen, &sharing, &mut settled)?;
     let mut dump = Dump {
         sink,
-        sharing: sharing_of(frozen)?,
+        sharing,
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),

@@ -15,7 +15,7 @@ use crate::image::{Kind, names, put_records};
 use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
-use crate::memory::{mm, pages};
+use crate::memory::{heritage, mm, pages};
 use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
 use crate::sys::process::{pidfd_open, pidfd_open_thread};
@@ -64,7 +64,7 @@ impl Dump<'_> {
         let mnt_ns = self.namespaces.foreign_mounts(&ids);
         self.files(p, mnt_ns)?;
         let (mm_entry, names_of_vmas) = match self.sharing.owns_memory(pid) {
-            true => self.memory(p, mnt_ns, &ready.vmas)?,
+            true => self.memory(p, mnt_ns, &ready)?,
             false => (None, Vec::new()),
         };
         let mdwe = self.threads(p, ready.threads, vdso.as_ref(), mm_entry, ids)?;
@@ -128,15 +128,19 @@ impl Dump<'_> {
         &mut self,
         p: &FrozenProcess,
         mnt_ns: u32,
-        vmas: &[Vma],
+        ready: &Ready,
     ) -> Result<(Option<MmEntry>, Vec<VmaName>), DumpError> {
-        let (mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, vmas)?;
-        let runs = pages::find(p.info.voice(), &mm_entry.vmas)?;
+        let (mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, &ready.vmas)?;
+        let runs = &ready.runs;
         let pages_id = self.next_pages_id;
         self.next_pages_id += 1;
         self.stats.page_bytes += runs.bytes() as u64;
         let name = names::pagemap(p.info.pid);
-        pages::save(p.info.voice(), &name, &runs, pages_id, self.sink)?;
+        pages::save(p.info.voice(), &name, runs, pages_id, self.sink)?;
+        if !ready.common.is_empty() {
+            let name = heritage::image(p.info.pid);
+            put_records(self.sink, Kind::RcrTasks, &name, &ready.common)?;
+        }
         Ok((Some(mm_entry), names_of_vmas))
     }
 

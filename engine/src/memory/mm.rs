@@ -39,8 +39,9 @@ pub fn save(pid: i32) -> Result<MmEntry, MemoryError> {
     })
 }
 
-/// Sets all figures at once; the old executable must not be mapped any more.
-pub fn restore(p: &mut Program, mm: &MmEntry, exe: OpId) {
+/// Sets all figures at once; the old executable must not be mapped any more
+/// unless it stays (`None`).
+pub fn restore(p: &mut Program, mm: &MmEntry, exe: Option<OpId>) {
     let auxv: Vec<u8> = mm
         .mm_saved_auxv
         .iter()
@@ -66,12 +67,15 @@ pub fn restore(p: &mut Program, mm: &MmEntry, exe: OpId) {
     p.point(map, 88, auxv);
     p.write(map, 96, &auxv_len.to_le_bytes());
     // The number has to stand in the struct, so it is a chosen one.
-    p.write(map, 100, &EXE_FD.to_le_bytes());
-    p.call(
-        libc::SYS_dup3,
-        "place the executable's descriptor",
-        &[exe.into(), EXE_FD.into(), 0.into()],
-    );
+    let number = exe.map_or(-1, |_| EXE_FD);
+    p.write(map, 100, &number.to_le_bytes());
+    if let Some(exe) = exe {
+        p.call(
+            libc::SYS_dup3,
+            "place the executable's descriptor",
+            &[exe.into(), EXE_FD.into(), 0.into()],
+        );
+    }
     p.call(
         libc::SYS_prctl,
         "set the layout figures and the executable",
@@ -83,5 +87,7 @@ pub fn restore(p: &mut Program, mm: &MmEntry, exe: OpId) {
             0.into(),
         ],
     );
-    p.call(libc::SYS_close, "close the executable", &[EXE_FD.into()]);
+    if exe.is_some() {
+        p.call(libc::SYS_close, "close the executable", &[EXE_FD.into()]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Memory: mappings, their content, and what the kernel knows of the layout.
 
+pub mod heritage;
 pub mod layout;
 pub mod maps;
 pub mod mm;

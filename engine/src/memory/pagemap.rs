@@ -1,11 +1,15 @@
-//! Which pages of a mapping hold content of their own (`/proc/PID/pagemap`,
+//! Which pages hold content of their own (`/proc/PID/pagemap`,
 //! Documentation/admin-guide/mm/pagemap.rst).
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use crate::sys::pagemap::{self as sys, Query};
 use crate::sys::process::Span;
+
+use super::layout::TASK_SIZE;
 
 /// Bytes of a page on x86-64.
 pub const PAGE: u64 = 4096;
@@ -14,6 +18,23 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// Set for pages of a file and of shared anonymous memory.
 const FILE_OR_SHARED: u64 = 1 << 61;
+const GUARD: u64 = 1 << 58;
+/// Nobody else maps the page.
+const EXCLUSIVE: u64 = 1 << 56;
+/// Frame number, or place in swap.
+const PLACE: u64 = (1 << 55) - 1;
+/// Entries read at once.
+const WINDOW: u64 = 8192;
+
+/// What was found in an address space: ascending, also across mappings.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Pages of the process's own: touched anonymous memory and
+    /// copied-on-write pages of private file mappings, in RAM or in swap.
+    pub own: Vec<Span>,
+    /// Guard regions.
+    pub guards: Vec<Span>,
+}
 
 /// An open pagemap.
 #[derive(Debug)]
@@ -25,34 +46,108 @@ impl Pagemap {
         File::open(format!("/proc/{pid}/pagemap")).map(Self)
     }
 
-    /// Runs of pages in `start..end` that are the process's own: touched
-    /// anonymous memory and copied-on-write pages of private file mappings, in
-    /// RAM or in swap.
-    pub fn own_pages(&self, start: u64, end: u64, runs: &mut Vec<Span>) -> io::Result<()> {
-        let mut buf = vec![0u8; 64 << 10];
-        let mut at = start;
-        while at < end {
-            let pages = ((end - at) / PAGE).min(buf.len() as u64 / 8) as usize;
-            let bytes = &mut buf[..pages * 8];
-            self.0.read_exact_at(bytes, at / PAGE * 8)?;
-            for (i, e) in bytes.chunks_exact(8).enumerate() {
-                let e = u64::from_le_bytes(e.try_into().expect("8 bytes"));
-                if e & (PRESENT | SWAPPED) == 0 || e & FILE_OR_SHARED != 0 {
-                    continue;
+    /// Looks through an address space; only `ranges` (ascending) matter, the
+    /// rest may be left out.
+    pub fn find(&self, ranges: &[Range<u64>]) -> io::Result<Found> {
+        let mut found = Found::default();
+        for tell in [sys::GUARD, 0] {
+            let query = Query {
+                any_of: sys::PRESENT | sys::SWAPPED,
+                none_of: sys::FILE | sys::ZERO,
+                tell,
+            };
+            let scanned = sys::scan(&self.0, (0, TASK_SIZE), query, |r| {
+                let list = match r.categories & sys::GUARD {
+                    0 => &mut found.own,
+                    _ => &mut found.guards,
+                };
+                push(list, r.start, r.end);
+            });
+            if scanned.map_err(|e| io::Error::from(e.errno))? {
+                return Ok(found);
+            }
+        }
+        // A kernel before 6.7: entry by entry.
+        let zero = zero_frame()?;
+        self.entries(ranges, |addr, e| {
+            if e & GUARD != 0 {
+                push(&mut found.guards, addr, addr + PAGE);
+            } else if e & (PRESENT | SWAPPED) != 0
+                && e & FILE_OR_SHARED == 0
+                && (e & PRESENT == 0 || Some(e & PLACE) != zero)
+            {
+                push(&mut found.own, addr, addr + PAGE);
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// The pages in `ranges` (ascending) that others may map too: their
+    /// addresses, and a number that is the same wherever it is the same page.
+    pub fn maybe_shared(
+        &self,
+        ranges: &[Range<u64>],
+        mut found: impl FnMut(u64, u64),
+    ) -> io::Result<()> {
+        self.entries(ranges, |addr, e| {
+            let alone = e & PRESENT != 0 && e & EXCLUSIVE != 0;
+            // Without the right to see them all places read as 0.
+            let there = e & (PRESENT | SWAPPED) != 0 && e & FILE_OR_SHARED == 0;
+            if !alone && there && e & PLACE != 0 {
+                found(addr, e & (SWAPPED | PLACE));
+            }
+        })
+    }
+
+    /// Reads the entries of `ranges`, neighbours with one call.
+    fn entries(&self, ranges: &[Range<u64>], mut each: impl FnMut(u64, u64)) -> io::Result<()> {
+        let mut buf = vec![0u8; WINDOW as usize * 8];
+        let mut window = 0..0;
+        for r in ranges {
+            let mut at = r.start;
+            while at < r.end {
+                if !window.contains(&at) {
+                    let last = ranges.last().map_or(at, |r| r.end);
+                    window = at..(at + WINDOW * PAGE).min(last);
+                    let len = ((window.end - at) / PAGE * 8) as usize;
+                    self.0.read_exact_at(&mut buf[..len], at / PAGE * 8)?;
                 }
-                let addr = at + i as u64 * PAGE;
-                match runs.last_mut() {
-                    Some(s) if s.start + s.len as u64 == addr => s.len += PAGE as usize,
-                    _ => runs.push(Span {
-                        start: addr,
-                        len: PAGE as usize,
-                    }),
+                let end = r.end.min(window.end);
+                let from = ((at - window.start) / PAGE * 8) as usize;
+                let len = ((end - at) / PAGE * 8) as usize;
+                for e in buf[from..from + len].chunks_exact(8) {
+                    each(at, u64::from_le_bytes(e.try_into().expect("8 bytes")));
+                    at += PAGE;
                 }
             }
-            at += pages as u64 * PAGE;
         }
         Ok(())
     }
+}
+
+/// Adds a run, joined with the last one where they touch.
+pub fn push(runs: &mut Vec<Span>, start: u64, end: u64) {
+    match runs.last_mut() {
+        Some(s) if s.start + s.len as u64 == start => s.len += (end - start) as usize,
+        _ => runs.push(Span {
+            start,
+            len: (end - start) as usize,
+        }),
+    }
+}
+
+/// The frame of the kernel's page of zeros, if we may see it: what reading
+/// untouched memory maps.
+fn zero_frame() -> io::Result<Option<u64>> {
+    let size = std::num::NonZeroUsize::new(PAGE as usize).expect("not zero");
+    let fresh = crate::sys::map::Fresh::map(size)?;
+    let at = fresh.read_first_byte();
+    let page = at..at + PAGE;
+    let mut frame = None;
+    Pagemap::open(std::process::id() as i32)?.entries(std::slice::from_ref(&page), |_, e| {
+        frame = (e & PRESENT != 0 && e & PLACE != 0).then_some(e & PLACE);
+    })?;
+    Ok(frame)
 }
 
 #[cfg(test)]
@@ -66,12 +161,23 @@ mod tests {
         let base = (map.as_ptr() as u64).next_multiple_of(PAGE);
         let skew = (base - map.as_ptr() as u64) as usize;
         map[skew + 5 * PAGE as usize] = 1;
-        let mut runs = Vec::new();
         let pm = Pagemap::open(std::process::id() as i32).unwrap();
-        pm.own_pages(base, base + len as u64, &mut runs).unwrap();
-        assert!(
-            runs.iter()
-                .any(|s| s.start <= base + 5 * PAGE && base + 5 * PAGE < s.start + s.len as u64)
-        );
+        let range = base..base + len as u64;
+        let found = pm.find(std::slice::from_ref(&range)).unwrap();
+        let touched = base + 5 * PAGE;
+        let has = |s: &Span| s.start <= touched && touched < s.start + s.len as u64;
+        assert!(found.own.iter().any(has));
+        let mut entries = 0;
+        pm.entries(
+            &[range.start..range.start + PAGE, touched..range.end],
+            |_, _| entries += 1,
+        )
+        .unwrap();
+        assert_eq!(entries, 1 + 59);
+    }
+
+    #[test]
+    fn the_page_of_zeros_is_known() {
+        assert!(zero_frame().unwrap().is_some(), "the tests run as root");
     }
 }

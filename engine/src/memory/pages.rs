@@ -4,26 +4,33 @@
 //! its pagemap.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::image::schema::{PagemapEntry, PagemapHead, VmaEntry};
 use crate::image::{ImageError, ImageSink, ImageSource, ImageWriter, Kind, get_reader, names};
-use crate::sys::process::{Span, read_memory, write_memory};
+use crate::sys::process::{Span, read_memory, write_parts};
 
 use super::MemoryError;
 use super::pagemap::{PAGE, Pagemap};
-use super::vma::{has_own_pages, status};
+use super::vma::{has_own_pages, is_special, status};
 
 /// `PE_PRESENT` of [`PagemapEntry::flags`].
 const PRESENT: u32 = 1 << 2;
 
-/// Runs of pages of one protection class.
+/// Pages that have to be saved.
 #[derive(Debug, Default)]
 pub struct Runs {
     /// The pages, ascending.
     pub spans: Vec<Span>,
     /// For each span whether the process itself may read it.
     readable: Vec<bool>,
+    /// Pages among them that others may map too, ascending. The usual way of
+    /// reading pins pages, for which the kernel gives the process a copy of
+    /// its own.
+    pub with_care: Vec<Span>,
+    /// Guard regions (`MADV_GUARD_INSTALL`), ascending.
+    pub guards: Vec<Span>,
 }
 
 impl Runs {
@@ -31,30 +38,89 @@ impl Runs {
     pub fn bytes(&self) -> usize {
         self.spans.iter().map(|s| s.len).sum()
     }
+
+    /// The spans, cut so that each is read in one way: by `/proc/PID/mem` or not.
+    fn parts(&self) -> Vec<(Span, bool)> {
+        let mut out = Vec::with_capacity(self.spans.len());
+        let mut care = self.with_care.as_slice();
+        for (s, &readable) in self.spans.iter().zip(&self.readable) {
+            let (mut at, end) = (s.start, s.start + s.len as u64);
+            while at < end {
+                while care.first().is_some_and(|c| c.start + c.len as u64 <= at) {
+                    care = &care[1..];
+                }
+                let (to, forced) = match care.first() {
+                    Some(c) if c.start <= at => (c.start + c.len as u64, true),
+                    Some(c) => (c.start, false),
+                    None => (end, false),
+                };
+                let to = to.min(end);
+                let part = Span {
+                    start: at,
+                    len: (to - at) as usize,
+                };
+                out.push((part, forced || !readable));
+                at = to;
+            }
+        }
+        out
+    }
+
+    /// The pages as address ranges.
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        let range = |s: &Span| s.start..s.start + s.len as u64;
+        self.spans.iter().map(range).collect()
+    }
 }
 
-/// The pages of a process that have to be saved.
+/// The pages of a process that have to be saved. `vmas` are ascending.
 pub fn find(pid: i32, vmas: &[VmaEntry]) -> Result<Runs, MemoryError> {
-    let pagemap = Pagemap::open(pid).map_err(MemoryError::io(format!("pagemap of {pid}")))?;
+    let failed = || MemoryError::io(format!("pagemap of {pid}"));
+    let own = |e: &&VmaEntry| has_own_pages(e);
+    let wanted: Vec<_> = vmas.iter().filter(own).map(|e| e.start..e.end).collect();
+    let pagemap = Pagemap::open(pid).map_err(failed())?;
+    let found = pagemap.find(&wanted).map_err(failed())?;
     let mut runs = Runs::default();
+    let mut pages = found.own.as_slice();
+    let mut guards = found.guards.as_slice();
     for e in vmas {
-        let mut spans = Vec::new();
+        let before = runs.spans.len();
         if has_own_pages(e) {
-            pagemap
-                .own_pages(e.start, e.end, &mut spans)
-                .map_err(MemoryError::io(format!("pagemap of {pid}")))?;
+            clip(&mut pages, e.start..e.end, &mut runs.spans);
         } else if e.status & status::VDSO != 0 {
-            spans.push(Span {
+            runs.spans.push(Span {
                 start: e.start,
                 len: (e.end - e.start) as usize,
             });
         }
+        if !is_special(e) {
+            clip(&mut guards, e.start..e.end, &mut runs.guards);
+        }
         let readable = e.prot as i32 & libc::PROT_READ != 0;
-        runs.readable
-            .resize(runs.readable.len() + spans.len(), readable);
-        runs.spans.append(&mut spans);
+        let added = runs.spans.len() - before;
+        runs.readable.resize(runs.readable.len() + added, readable);
     }
     Ok(runs)
+}
+
+/// Takes what lies in `range` from the front of ascending spans.
+fn clip(spans: &mut &[Span], range: Range<u64>, out: &mut Vec<Span>) {
+    while let Some(s) = spans.first() {
+        let (from, to) = (
+            s.start.max(range.start),
+            (s.start + s.len as u64).min(range.end),
+        );
+        if from < to {
+            out.push(Span {
+                start: from,
+                len: (to - from) as usize,
+            });
+        }
+        if s.start + s.len as u64 > range.end {
+            break;
+        }
+        *spans = &spans[1..];
+    }
 }
 
 /// Writes `pagemap` and pages images; `read` fills a buffer with the content
@@ -95,37 +161,40 @@ pub fn save(
     sink: &mut dyn ImageSink,
 ) -> Result<(), MemoryError> {
     put(sink, name, pages_id, &runs.spans, |mut buf| {
-        let mut at = 0;
-        while at < runs.spans.len() {
-            let readable = runs.readable[at];
-            let n = runs.readable[at..]
-                .iter()
-                .take_while(|&&r| r == readable)
-                .count();
-            let spans = &runs.spans[at..at + n];
-            let (here, rest) = buf.split_at_mut(spans.iter().map(|s| s.len).sum());
-            match readable {
-                true => read_memory(pid, spans, here)?,
-                false => read_forced(pid, spans, here)?,
+        let what = format!("/proc/{pid}/mem");
+        let mut mem = None;
+        let mut plain = Vec::new();
+        for (span, forced) in runs.parts() {
+            if forced {
+                buf = read_plain(pid, &mut plain, buf)?;
+                let (here, rest) = buf.split_at_mut(span.len);
+                // Only this way reads what the process itself may not.
+                let mem = match &mem {
+                    Some(m) => m,
+                    None => mem.insert(File::open(&what).map_err(MemoryError::io(&what))?),
+                };
+                mem.read_exact_at(here, span.start)
+                    .map_err(MemoryError::io(&what))?;
+                buf = rest;
+            } else {
+                plain.push(span);
             }
-            buf = rest;
-            at += n;
         }
+        read_plain(pid, &mut plain, buf)?;
         Ok(())
     })
 }
 
-/// Reads memory that the process itself may not: only `/proc/PID/mem` does.
-fn read_forced(pid: i32, spans: &[Span], mut buf: &mut [u8]) -> Result<(), MemoryError> {
-    let what = format!("/proc/{pid}/mem");
-    let mem = File::open(&what).map_err(MemoryError::io(&what))?;
-    for s in spans {
-        let (here, rest) = buf.split_at_mut(s.len);
-        mem.read_exact_at(here, s.start)
-            .map_err(MemoryError::io(&what))?;
-        buf = rest;
-    }
-    Ok(())
+/// Reads and forgets `spans`; gives the rest of the buffer.
+fn read_plain<'b>(
+    pid: i32,
+    spans: &mut Vec<Span>,
+    buf: &'b mut [u8],
+) -> Result<&'b mut [u8], MemoryError> {
+    let (here, rest) = buf.split_at_mut(spans.iter().map(|s| s.len).sum());
+    read_memory(pid, spans, here)?;
+    spans.clear();
+    Ok(rest)
 }
 
 /// Saves the content of a shared memory object from an open file.
@@ -167,97 +236,105 @@ fn read_to_end_or_full(file: &File, mut buf: &mut [u8], mut at: u64) -> std::io:
     Ok(())
 }
 
-/// Saved pages: where they go and their bytes.
-#[derive(Debug)]
-pub struct Saved<'a> {
-    /// Runs in the order of the image.
-    pub spans: Vec<Span>,
-    /// Their content, one after the other.
+/// Saved pages in a row: where they go and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// The first address.
+    pub start: u64,
+    /// Their content.
     pub bytes: &'a [u8],
+    /// Whose they are: the process in which they were first found (see
+    /// [`super::heritage`]); 0 for objects.
+    pub owner: i32,
+}
+
+impl<'a> Piece<'a> {
+    /// The address after the last.
+    pub fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// The part in `from..to`, if any.
+    pub fn clip(&self, from: u64, to: u64) -> Option<Piece<'a>> {
+        let (from, to) = (self.start.max(from), self.end().min(to));
+        let at = |a: u64| (a - self.start) as usize;
+        (from < to).then(|| Piece {
+            start: from,
+            bytes: &self.bytes[at(from)..at(to)],
+            owner: self.owner,
+        })
+    }
+}
+
+/// All saved pages of a process or an object.
+#[derive(Debug, Default, Clone)]
+pub struct Saved<'a> {
+    /// Ascending.
+    pub pieces: Vec<Piece<'a>>,
 }
 
 impl<'a> Saved<'a> {
     /// Reads a pagemap and finds its pages.
     pub fn load(source: &'a dyn ImageSource, pagemap_name: &str) -> Result<Self, MemoryError> {
         let Some(mut reader) = get_reader(source, Kind::Pagemap, pagemap_name)? else {
-            return Ok(Self {
-                spans: Vec::new(),
-                bytes: &[],
-            });
+            return Ok(Self::default());
         };
         let bad = |what: &str| {
             let (name, what) = (pagemap_name.to_owned(), what.to_owned());
             MemoryError::Image(ImageError::Content { name, what })
         };
         let head: PagemapHead = reader.record()?.ok_or_else(|| bad("no head"))?;
-        let mut spans = Vec::new();
-        let mut total = 0u64;
-        while let Some(e) = reader.record::<PagemapEntry>()? {
-            if e.flags.unwrap_or(PRESENT) & PRESENT == 0 || e.in_parent == Some(true) {
-                return Err(bad("pages of a parent image are not read yet"));
-            }
-            let pages = e.nr_pages.unwrap_or(u64::from(e.compat_nr_pages));
-            let len = pages
-                .checked_mul(PAGE)
-                .ok_or_else(|| bad("a run is too long"))?;
-            total = total
-                .checked_add(len)
-                .ok_or_else(|| bad("too many pages"))?;
-            spans.push(Span {
-                start: e.vaddr,
-                len: len as usize,
-            });
-        }
         let name = names::pages(head.pages_id);
         let get = source.get(&name).map_err(|source| ImageError::Io {
             name: name.clone(),
             source,
         });
-        let bytes = get?.unwrap_or(&[]);
-        if (bytes.len() as u64) < total {
-            return Err(bad(&format!(
-                "{name} holds {} bytes of {total}",
-                bytes.len()
-            )));
+        let mut bytes = get?.unwrap_or(&[]);
+        let mut pieces: Vec<Piece<'a>> = Vec::new();
+        while let Some(e) = reader.record::<PagemapEntry>()? {
+            if e.flags.unwrap_or(PRESENT) & PRESENT == 0 || e.in_parent == Some(true) {
+                return Err(bad("pages of a parent image are not read yet"));
+            }
+            let pages = e.nr_pages.unwrap_or(u64::from(e.compat_nr_pages));
+            let len = pages.checked_mul(PAGE);
+            let len = len.ok_or_else(|| bad("a run is too long"))?;
+            let end = e.vaddr.checked_add(len);
+            if end.is_none() || pieces.last().is_some_and(|p| p.end() > e.vaddr) {
+                return Err(bad("the runs do not ascend"));
+            }
+            let Some((here, rest)) = bytes.split_at_checked(len as usize) else {
+                return Err(bad(&format!("{name} ends too early")));
+            };
+            bytes = rest;
+            pieces.push(Piece {
+                start: e.vaddr,
+                bytes: here,
+                owner: 0,
+            });
         }
-        Ok(Self { spans, bytes })
+        Ok(Self { pieces })
     }
 
-    /// Splits off what lies in `from..to`, as (spans, bytes) pieces.
-    pub fn within(&self, from: u64, to: u64) -> Vec<(Span, &'a [u8])> {
-        let mut at = 0;
-        let mut out = Vec::new();
-        for s in &self.spans {
-            let bytes = &self.bytes[at..at + s.len];
-            at += s.len;
-            if s.start >= from && s.start + s.len as u64 <= to {
-                out.push((*s, bytes));
-            }
-        }
-        out
+    /// The pieces that lie in `from..to`, cut at its ends.
+    pub fn within(&self, from: u64, to: u64) -> impl Iterator<Item = Piece<'a>> + '_ {
+        let first = self.pieces.partition_point(|p| p.end() <= from);
+        let rest = self.pieces[first..].iter();
+        rest.map_while(move |p| p.clip(from, to))
     }
 
-    /// Writes into a target whose mappings stand, all but those in `skip`.
-    pub fn write_to(&self, pid: i32, skip: &[std::ops::Range<u64>]) -> Result<(), MemoryError> {
-        let mut at = 0;
-        let mut group: Vec<Span> = Vec::new();
-        let mut group_at = 0;
-        for s in &self.spans {
-            let skipped = skip.iter().any(|r| r.contains(&s.start));
-            if skipped {
-                write_memory(pid, &group, &self.bytes[group_at..at])?;
-                group.clear();
-            } else {
-                if group.is_empty() {
-                    group_at = at;
-                }
-                group.push(*s);
-            }
-            at += s.len;
-        }
-        if !group.is_empty() {
-            write_memory(pid, &group, &self.bytes[group_at..at])?;
-        }
-        Ok(())
+    /// Whether there is anything in `from..to`.
+    pub fn any_within(&self, from: u64, to: u64) -> bool {
+        self.within(from, to).next().is_some()
     }
+
+    /// Bytes of content.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|p| p.bytes.len() as u64).sum()
+    }
+}
+
+/// Writes pages into a target whose mappings stand and are writable.
+pub fn write(pid: i32, pieces: &[Piece<'_>]) -> Result<(), MemoryError> {
+    let parts: Vec<(u64, &[u8])> = pieces.iter().map(|p| (p.start, p.bytes)).collect();
+    Ok(write_parts(pid, &parts)?)
 }

@@ -98,28 +98,25 @@ pub struct Rebuilt {
 impl Rebuilt {
     /// The descriptor of an object; made from its image on first use. `vmas`
     /// are all mappings of it, which tell how long it is at least.
-    pub fn open(
+    pub fn open<'v>(
         &mut self,
         id: u64,
         source: &dyn ImageSource,
-        vmas: &[&VmaEntry],
+        vmas: impl Iterator<Item = &'v VmaEntry>,
     ) -> Result<i32, MemoryError> {
         if let Some(fd) = self.by_id.get(&id) {
             return Ok(fd.as_raw_fd());
         }
         let saved = Saved::load(source, &names::pagemap_shmem(id))?;
         let mapped = vmas
-            .iter()
             .filter(|e| e.status & status::ANON_SHARED != 0 && e.shmid == id)
             .map(|e| e.pgoff + (e.end - e.start));
-        let content = saved.spans.iter().map(|s| s.start + s.len as u64);
+        let content = saved.pieces.iter().map(|p| p.end());
         let len = mapped.chain(content).max().unwrap_or(PAGE);
         let fd = make_object(len)?;
-        let mut at = 0;
-        for s in &saved.spans {
-            fd.write_all_at(&saved.bytes[at..at + s.len], s.start)
+        for p in &saved.pieces {
+            fd.write_all_at(p.bytes, p.start)
                 .map_err(MemoryError::io("filling shared memory"))?;
-            at += s.len;
         }
         let fd = OwnedFd::from(fd);
         let raw = fd.as_raw_fd();

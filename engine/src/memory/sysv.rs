@@ -112,16 +112,13 @@ fn make(e: &IpcShmEntry, content: &Saved<'_>) -> Result<(), MemoryError> {
         return Err(MemoryError::io(what())(io::Error::from(Errno::EEXIST)));
     }
     let mut attached = shm::Attached::new(id, e.size as usize)?;
-    let mut at = 0;
-    for s in &content.spans {
-        let piece = &content.bytes[at..at + s.len];
-        at += s.len;
-        let start = s.start as usize;
-        let end = (start + s.len).min(attached.bytes().len());
+    for p in &content.pieces {
+        let start = p.start as usize;
+        let end = (start + p.bytes.len()).min(attached.bytes().len());
         let Some(room) = attached.bytes().get_mut(start..end) else {
             continue;
         };
-        room.copy_from_slice(&piece[..room.len()]);
+        room.copy_from_slice(&p.bytes[..room.len()]);
     }
     shm::set_owner(id, e.desc.uid, e.desc.gid, e.desc.mode & 0o777)?;
     Ok(())

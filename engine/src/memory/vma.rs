@@ -6,6 +6,7 @@ use crate::Refusal;
 use crate::image::schema::VmaEntry;
 use crate::remote::{OpId, Program};
 
+use super::heritage::Kept;
 use super::maps::Vma;
 use super::sysv;
 
@@ -213,10 +214,12 @@ pub fn is_special(e: &VmaEntry) -> bool {
 /// now, and only they: a private mapping that ever was writable counts as
 /// committed memory from then on. `files` gives, for the file or shared object
 /// behind a mapping, the call that brought its descriptor into the target.
+/// `kept` are there already.
 pub fn restore(
     p: &mut Program,
     vmas: &[VmaEntry],
     files: &BTreeMap<(bool, u64), OpId>,
+    kept: &BTreeMap<u64, Kept>,
     has_content: impl Fn(&VmaEntry) -> bool,
 ) {
     for e in vmas.iter().filter(|e| !is_special(e)) {
@@ -228,6 +231,10 @@ pub fn restore(
         let mut prot = e.prot as i32;
         if has_own_pages(e) && has_content(e) {
             prot |= libc::PROT_WRITE;
+        }
+        if let Some(kept) = kept.get(&e.start) {
+            go_on(p, e, kept, prot);
+            continue;
         }
         let file = files.get(&file_key(e));
         if file.is_some() {
@@ -245,6 +252,21 @@ pub fn restore(
                 e.pgoff.into(),
             ],
         );
+    }
+}
+
+/// Makes a mapping that is there what it should be.
+fn go_on(p: &mut Program, e: &VmaEntry, kept: &Kept, prot: i32) {
+    let at = format!("{:x}-{:x}", e.start, e.end);
+    let (start, len) = (e.start, e.end - e.start);
+    let have = kept.range.end - kept.range.start;
+    if have < len {
+        let args = [start.into(), have.into(), len.into(), 0.into()];
+        p.call(libc::SYS_mremap, format!("extend {at}"), &args);
+    }
+    if kept.prot != prot {
+        let args = [start.into(), len.into(), prot.into()];
+        p.call(libc::SYS_mprotect, format!("protect {at} for now"), &args);
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
+use super::memory::Memory;
 use super::{RestoreError, RestoreOptions};
 use crate::arch;
 use crate::freeze::kill_and_reap;
@@ -71,6 +72,8 @@ pub struct Birth {
     pub vdso: Vdso,
     /// Where its vDSO can go for good.
     pub park: u64,
+    /// The process whose restored memory it was born with; `None`: ours.
+    pub space: Option<i32>,
 }
 
 /// Makes all processes, parents first.
@@ -78,6 +81,7 @@ pub fn bear(
     images: &Images,
     options: &RestoreOptions,
     made: &mut Made,
+    memory: &mut Memory<'_, '_>,
 ) -> Result<BTreeMap<i32, Birth>, RestoreError> {
     let me = std::process::id() as i32;
     let own = maps::read_ranges(me).map_err(RestoreError::io("own mappings"))?;
@@ -97,12 +101,14 @@ pub fn bear(
         },
         vdso,
         park: base + ARENA_BYTES + SPACING,
+        space: None,
     };
 
     let mut nursery = Nursery {
         images,
         options,
         made,
+        memory,
         birth,
         born: BTreeMap::new(),
         inner_ghosts: Vec::new(),
@@ -116,10 +122,11 @@ pub fn bear(
     Ok(nursery.born)
 }
 
-struct Nursery<'a> {
+struct Nursery<'a, 'm, 'f> {
     images: &'a Images,
     options: &'a RestoreOptions,
     made: &'a mut Made,
+    memory: &'a mut Memory<'m, 'f>,
     birth: Birth,
     born: BTreeMap<i32, Birth>,
     /// Stand-ins for dead session leaders that are children of the tree:
@@ -127,7 +134,7 @@ struct Nursery<'a> {
     inner_ghosts: Vec<(i32, i32)>,
 }
 
-impl Nursery<'_> {
+impl Nursery<'_, '_, '_> {
     fn bear(&mut self, p: &ProcessImage) -> Result<(), RestoreError> {
         if self.born.contains_key(&p.pid) {
             return Ok(());
@@ -160,7 +167,8 @@ impl Nursery<'_> {
             self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
         }
         self.move_to_cgroup(p)?;
-        self.born.insert(p.pid, self.birth.clone());
+        let birth = &self.birth;
+        self.born.entry(p.pid).or_insert_with(|| birth.clone());
         if p.sid == p.pid {
             // Children from before stay in the session it was in before.
             let before = getsid(p.pid)?;
@@ -406,6 +414,10 @@ impl Nursery<'_> {
     }
 
     fn clone(&mut self, from: i32, pid: i32, flags: u64, signal: i32) -> Result<(), RestoreError> {
+        let birth = self.born.get(&from).unwrap_or(&self.birth).clone();
+        self.memory.before_fork(from, &birth)?;
+        let space = self.memory.space_of(from, &birth);
+        let vdso = self.memory.vdso_in(space).unwrap_or(&birth.vdso).clone();
         let mut prog = Program::new();
         let tid = prog.bytes(&pid.to_le_bytes());
         let exit_signal = signal as u64;
@@ -435,6 +447,12 @@ impl Nursery<'_> {
             });
         }
         ptrace::set_sigmask(pid, arch::REMOTE_SIGMASK)?;
+        let birth = Birth {
+            vdso,
+            space,
+            ..birth
+        };
+        self.born.insert(pid, birth);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! Restore: images into a tree of stopped processes, which then go on at once.
 //!
 //! ```text
-//! images ─► namespaces, clocks ─► births (pids, sessions, groups) ─► each process:
-//!   memory swapped, pages, files, limits, ids ─► threads ─► seccomp, capabilities
+//! images ─► namespaces, clocks ─► births (pids, sessions, groups; memory that is
+//!   inherited) ─► each process: memory swapped, pages, files, limits, ids
+//!   ─► threads ─► seccomp, capabilities
 //! ─► Restored ─► resume
 //! ```
 //! The calling process must have a single thread: the processes start as forks
@@ -191,22 +192,26 @@ pub fn restore(
     let mut files = FileBuilder::new(source, &env)?;
     sysv::restore(source)?;
     let mut made = births::Made::default();
-    let ways = births::bear(&images, options, &mut made)?;
-    let mut shared = crate::memory::shmem::Rebuilt::default();
+    let mut memory = memory::Memory::new(source, &images, &mut files);
+    let ways = births::bear(&images, options, &mut made, &mut memory)?;
     let mut ways_out = BTreeMap::new();
-    let mut step = process::Step {
-        source,
-        images: &images,
-        worlds: &worlds,
-        files: &mut files,
-        shared: &mut shared,
-    };
     // All memory first: it needs descriptors of its own, for which shared
     // tables are emptied.
     for (p, live) in images.live() {
         let birth = &ways[&p.pid];
-        let insn = step.body(p, live, birth)?;
+        let insn = match live.owns.memory {
+            true => Some(memory.complete(p, live, birth)?),
+            false => None,
+        };
         ways_out.insert(p.pid, (birth.arena, insn));
+    }
+    let mut step = process::Step {
+        images: &images,
+        worlds: &worlds,
+        files: memory.files,
+    };
+    for (p, _) in images.live() {
+        step.zombies_of(p, &ways[&p.pid])?;
     }
     for (p, live) in images.live() {
         step.process(p, live, &ways[&p.pid])?;

@@ -5,10 +5,9 @@ use std::os::fd::AsRawFd;
 use super::RestoreError;
 use super::births::Birth;
 use super::images::{Images, LiveImage, ProcessImage};
+use super::memory::{open_own_pidfd, start};
 use super::worlds::{Worlds, join, take};
 use crate::file::FileBuilder;
-use crate::image::ImageSource;
-use crate::memory::shmem::Rebuilt;
 use crate::remote::{OpId, Program, Tracee};
 use crate::sys::ptrace;
 use crate::task::{creds, limits, registers, sched, signals, timers};
@@ -29,29 +28,12 @@ fn spare_number(live: &LiveImage) -> i32 {
 
 /// What the making of one process needs.
 pub struct Step<'a, 'f> {
-    pub source: &'a dyn ImageSource,
     pub images: &'a Images,
     pub worlds: &'a Worlds,
     pub files: &'a mut FileBuilder<'f>,
-    pub shared: &'a mut Rebuilt,
 }
 
 impl Step<'_, '_> {
-    /// Ended children and the address space. Returns the address of a `syscall`
-    /// instruction to leave the process with, where the space is its own.
-    pub fn body(
-        &mut self,
-        p: &ProcessImage,
-        live: &LiveImage,
-        birth: &Birth,
-    ) -> Result<Option<u64>, RestoreError> {
-        self.zombies_of(p, birth)?;
-        match live.owns.memory {
-            true => self.memory(p, live, birth).map(Some),
-            false => Ok(None),
-        }
-    }
-
     /// Makes the process complete; it stays stopped.
     pub fn process(
         &mut self,
@@ -62,7 +44,7 @@ impl Step<'_, '_> {
         let tracee = Tracee { tid: p.pid };
         let mut prog = Program::new();
         let pidfd = match live.owns.files {
-            true => self.start(&mut prog),
+            true => start(&mut prog),
             false => open_own_pidfd(&mut prog),
         };
         self.worlds.enter(&mut prog, pidfd, &live.ids);
@@ -119,17 +101,6 @@ impl Step<'_, '_> {
         }
         tracee.run(birth.arena, &prog)?;
         self.outer_state(p, live)
-    }
-
-    /// Empties the descriptor table and opens a pidfd of ours in it.
-    pub(super) fn start(&self, p: &mut Program) -> OpId {
-        let all = u64::from(u32::MAX);
-        p.call(
-            libc::SYS_close_range,
-            "close everything",
-            &[0.into(), all.into(), 0.into()],
-        );
-        open_own_pidfd(p)
     }
 
     /// Root, working directory, umask.
@@ -218,7 +189,7 @@ impl Step<'_, '_> {
     }
 
     /// Children of this process that had ended end again.
-    fn zombies_of(&mut self, p: &ProcessImage, birth: &Birth) -> Result<(), RestoreError> {
+    pub fn zombies_of(&mut self, p: &ProcessImage, birth: &Birth) -> Result<(), RestoreError> {
         let zombies = |q: &&ProcessImage| q.live.is_none() && q.ppid == p.pid;
         let mut any = false;
         for z in self.images.processes.iter().filter(zombies) {
@@ -235,15 +206,6 @@ impl Step<'_, '_> {
 }
 
 /// Adds the call that opens a pidfd of this process.
-fn open_own_pidfd(p: &mut Program) -> OpId {
-    let me = std::process::id() as i32;
-    p.call(
-        libc::SYS_pidfd_open,
-        "open a pidfd of the restorer",
-        &[me.into(), 0.into()],
-    )
-}
-
 fn leader(live: &LiveImage) -> Result<&crate::image::schema::CredsEntry, RestoreError> {
     let t = &live.threads[0];
     t.core.creds.as_ref().ok_or_else(|| RestoreError::Tree {

@@ -4,6 +4,8 @@
 //! call. The raw calls and their `unsafe` stay in this folder.
 
 pub mod guard;
+pub mod map;
+pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod shm;

@@ -208,6 +208,51 @@ pub fn write_memory(pid: i32, spans: &[Span], buf: &[u8]) -> SysResult<()> {
     transfer(pid, buf.as_ptr().cast_mut().cast(), buf.len(), spans, true)
 }
 
+/// Writes pieces of memory, each to its address (process_vm_writev(2)).
+pub fn write_parts(pid: i32, parts: &[(u64, &[u8])]) -> SysResult<()> {
+    let mut rest = parts.iter().filter(|(_, bytes)| !bytes.is_empty());
+    let mut batch: Vec<(u64, &[u8])> = Vec::with_capacity(IOV_MAX);
+    loop {
+        let room = IOV_MAX - batch.len();
+        batch.extend(rest.by_ref().take(room));
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let iovec = |base: *mut c_void, len| libc::iovec {
+            iov_base: base,
+            iov_len: len,
+        };
+        let local = |(_, b): &(u64, &[u8])| iovec(b.as_ptr().cast_mut().cast(), b.len());
+        let remote = |(at, b): &(u64, &[u8])| iovec(*at as *mut c_void, b.len());
+        let here: Vec<_> = batch.iter().map(local).collect();
+        let there: Vec<_> = batch.iter().map(remote).collect();
+        let count = batch.len() as u64;
+        // SAFETY: the local pieces are live slices that are only read; the
+        // remote addresses are checked by the kernel against the other process.
+        let n =
+            unsafe { libc::process_vm_writev(pid, here.as_ptr(), count, there.as_ptr(), count, 0) };
+        if n <= 0 {
+            let at = batch[0].0;
+            return Err(SysError::last(
+                "process_vm_writev",
+                format!("pid {pid} at {at:#x}"),
+            ));
+        }
+        let mut left = n as usize;
+        let whole = batch.iter().take_while(|(_, b)| {
+            let fits = b.len() <= left;
+            left -= if fits { b.len() } else { 0 };
+            fits
+        });
+        let whole = whole.count();
+        batch.drain(..whole);
+        if let Some((at, bytes)) = batch.first_mut() {
+            *at += left as u64;
+            *bytes = &bytes[left..];
+        }
+    }
+}
+
 /// What two tasks may share, for [`compare_object`] (`KCMP_*`, linux/kcmp.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shared {

@@ -61,19 +61,19 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A page's bytes that name it.
-fn stamp(map: &mut Map, page: usize, seed: u64) {
+pub(super) fn stamp(map: &mut Map, page: usize, seed: u64) {
     let at = page * PAGE;
     for (i, b) in map.bytes_mut()[at..at + PAGE].chunks_mut(8).enumerate() {
         b.copy_from_slice(&value(page, i, seed).to_le_bytes());
     }
 }
 
-fn value(page: usize, index: usize, seed: u64) -> u64 {
+pub(super) fn value(page: usize, index: usize, seed: u64) -> u64 {
     let x = seed ^ ((page as u64) << 20) ^ index as u64;
     x.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
 }
 
-fn stamped(bytes: &[u8], page: usize, seed: u64) -> bool {
+pub(super) fn stamped(bytes: &[u8], page: usize, seed: u64) -> bool {
     let at = page * PAGE;
     let words = bytes[at..at + PAGE].chunks(8).enumerate();
     words
@@ -82,7 +82,7 @@ fn stamped(bytes: &[u8], page: usize, seed: u64) -> bool {
 }
 
 /// Which pages of a mapping are in RAM (mincore(2)).
-fn resident(map: &Map) -> Result<Vec<bool>> {
+pub(super) fn resident(map: &Map) -> Result<Vec<bool>> {
     let mut out = vec![0_u8; map.len() / PAGE];
     let args = [
         map.addr() as u64,

@@ -2,6 +2,7 @@
 
 pub mod blocked;
 pub mod clocks;
+pub mod cow;
 pub mod creds;
 pub mod files;
 pub mod memory;
@@ -23,6 +24,7 @@ use super::Case;
 /// All of them.
 pub const ALL: &[&[Case]] = &[
     memory::CASES,
+    cow::CASES,
     threads::CASES,
     registers::CASES,
     blocked::CASES,
