@@ -35,36 +35,52 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         if p.is_zombie() {
             continue;
         }
-        // A process that ends meanwhile is nothing to complain about.
-        let Ok(vmas) = maps::read(p.voice()) else {
-            continue;
-        };
-        out.extend(process(&p, &vmas)?);
-        out.extend(standing_in_the_way(&p));
-        let pid = Pid::from_raw(p.voice());
-        out.extend(namespace::check_namespaces(pid)?);
-        if !NsIds::of(pid)?.same(&host, NsKind::Mnt) {
-            out.extend(namespace::check_mounts(pid, &options.mounts)?);
+        match one(&p, &host, options, &mut files) {
+            Ok(refusals) => out.extend(refusals),
+            // A process that ends meanwhile is nothing to complain about.
+            Err(_) if has_ended(&p) => {}
+            Err(e) => return Err(e),
         }
-        let pidfd = match p.leader_is_dead() {
-            true => pidfd_open_thread(p.voice()),
-            false => pidfd_open(p.pid),
-        };
-        let Ok(pidfd) = pidfd else {
-            continue;
-        };
-        let task = TaskFiles {
-            pid: p.pid,
-            voice: p.voice(),
-            pidfd: pidfd.as_fd(),
-            comm: &p.comm,
-            mnt_ns: p.pid as u32,
-        };
-        files.save_fds(&task)?;
-        mapped_files(&mut files, &task, &vmas)?;
     }
     files.settle()?;
     out.extend(files.refusals().iter().cloned());
+    Ok(out)
+}
+
+/// Whether a process that was there has ended, or given its id away.
+fn has_ended(p: &Process) -> bool {
+    let now = Process::read(p.pid).ok().flatten();
+    now.is_none_or(|now| now.is_zombie() || now.tids.len() < p.tids.len() || now.comm != p.comm)
+}
+
+/// What stands in the way in one process of a running tree.
+fn one(
+    p: &Process,
+    host: &NsIds,
+    options: &DumpOptions,
+    files: &mut FileSaver,
+) -> Result<Vec<Refusal>, DumpError> {
+    let vmas = maps::read(p.voice()).map_err(DumpError::io("mappings"))?;
+    let mut out = process(p, &vmas)?;
+    out.extend(freeze::refusals(p));
+    let pid = Pid::from_raw(p.voice());
+    out.extend(namespace::check_namespaces(pid)?);
+    if !NsIds::of(pid)?.same(host, NsKind::Mnt) {
+        out.extend(namespace::check_mounts(pid, &options.mounts)?);
+    }
+    let pidfd = match p.leader_is_dead() {
+        true => pidfd_open_thread(p.voice())?,
+        false => pidfd_open(p.pid)?,
+    };
+    let task = TaskFiles {
+        pid: p.pid,
+        voice: p.voice(),
+        pidfd: pidfd.as_fd(),
+        comm: &p.comm,
+        mnt_ns: p.pid as u32,
+    };
+    files.save_fds(&task)?;
+    mapped_files(files, &task, &vmas)?;
     Ok(out)
 }
 
@@ -135,34 +151,6 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
         }
     }
     Ok(out)
-}
-
-/// What would keep the tree from being stopped at all.
-fn standing_in_the_way(p: &Process) -> Vec<Refusal> {
-    let refusal = |object: &str, reason: String, advice: &str| Refusal {
-        pid: p.pid,
-        comm: p.comm.clone(),
-        object: object.to_owned(),
-        reason,
-        advice: advice.to_owned(),
-    };
-    let tracer = |&tid: &i32| Some((tid, freeze::tracer_of(tid))).filter(|t| t.1 != 0);
-    let mut out: Vec<Refusal> = p
-        .tids
-        .iter()
-        .filter_map(tracer)
-        .map(|(tid, tracer)| {
-            let reason = format!("thread {tid} is traced by process {tracer}");
-            refusal("ptrace", reason, "detach the debugger first")
-        })
-        .collect();
-    for &tid in &p.tids {
-        if let Some(child) = freeze::vfork_child(p.pid, tid) {
-            let reason = format!("thread {tid} waits until its child {child} runs a program");
-            out.push(refusal("vfork", reason, "try again"));
-        }
-    }
-    out
 }
 
 /// Threads whose ids differ from the leader's where that cannot be made again:

@@ -281,7 +281,7 @@ impl Dump<'_> {
                 match t.tid == pid {
                     true => (core.tc, core.ids) = (Some(leading), Some(ids)),
                     false => {
-                        let (mut core, ext) = dead_leader(&core, &ext);
+                        let (mut core, ext) = dead_leader(pid, &core, &ext)?;
                         (core.tc, core.ids) = (Some(leading), Some(ids));
                         self.put_thread(pid, core, ext)?;
                     }

@@ -123,7 +123,13 @@ impl Dump<'_> {
 
 /// What stands for an ended leader: the state of a living thread, without
 /// what ends with a thread.
-pub(super) fn dead_leader(core: &CoreEntry, ext: &RcrThread) -> (CoreEntry, RcrThread) {
+pub(super) fn dead_leader(
+    pid: i32,
+    core: &CoreEntry,
+    ext: &RcrThread,
+) -> Result<(CoreEntry, RcrThread), DumpError> {
+    let status =
+        Status::read_thread(pid, pid).map_err(DumpError::io(format!("status of {pid}")))?;
     let mut core = core.clone();
     if let Some(info) = &mut core.thread_info {
         info.clear_tid_addr = 0;
@@ -132,6 +138,8 @@ pub(super) fn dead_leader(core: &CoreEntry, ext: &RcrThread) -> (CoreEntry, RcrT
         t.futex_rla_len = 0;
         t.rseq_entry = None;
         t.signals_p = None;
+        t.comm = Some(status.get("Name").to_owned());
+        t.blk_sigset = u64::from_str_radix(status.get("SigBlk"), 16).ok();
     }
-    (core, ext.clone())
+    Ok((core, ext.clone()))
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+use crate::Refusal;
 use crate::sys::SysError;
 use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
@@ -41,34 +42,9 @@ pub enum FreezeError {
     /// There is nothing to freeze.
     #[error("the tree has no processes")]
     Empty,
-    /// Another program traces the task.
-    #[error(
-        "task {tid} of {comm} (pid {pid}) is traced by process {tracer}: detach the debugger first"
-    )]
-    Traced {
-        /// The task.
-        tid: i32,
-        /// Its process.
-        pid: i32,
-        /// Its name.
-        comm: String,
-        /// The tracer.
-        tracer: i32,
-    },
-    /// A parent waits in vfork(2), where nothing can stop it.
-    #[error(
-        "task {tid} of {comm} (pid {pid}) waits until its child {child} runs a program: try again"
-    )]
-    Vfork {
-        /// The task.
-        tid: i32,
-        /// Its process.
-        pid: i32,
-        /// Its name.
-        comm: String,
-        /// The child.
-        child: i32,
-    },
+    /// Something keeps the tree from being stopped at all.
+    #[error("{0}")]
+    Refused(Refusal),
     /// A task did not stop in time.
     #[error(
         "task {tid} of {comm} (pid {pid}) did not stop within {seconds} s (it may be in uninterruptible sleep)"
@@ -247,13 +223,7 @@ fn seize_and_stop(
         Err(e) => {
             let tracer = tracer_of(tid);
             if tracer != 0 {
-                let (pid, comm) = (process.pid, process.comm.clone());
-                return Err(FreezeError::Traced {
-                    tid,
-                    pid,
-                    comm,
-                    tracer,
-                });
+                return Err(FreezeError::Refused(traced_by(process, tid, tracer)));
             }
             return Err(e.into());
         }
@@ -302,18 +272,13 @@ fn wait_bounded(tid: i32, process: &Process) -> Result<Stop, FreezeError> {
             std::thread::yield_now();
             continue;
         }
-        let (pid, comm) = (process.pid, process.comm.clone());
         if waited > VFORK_PATIENCE
-            && let Some(child) = vfork_child(pid, tid)
+            && let Some(child) = vfork_child(process.pid, tid)
         {
-            return Err(FreezeError::Vfork {
-                tid,
-                pid,
-                comm,
-                child,
-            });
+            return Err(FreezeError::Refused(in_vfork(process, tid, child)));
         }
         if waited > PATIENCE {
+            let (pid, comm) = (process.pid, process.comm.clone());
             let seconds = PATIENCE.as_secs();
             return Err(FreezeError::Stuck {
                 tid,
@@ -326,9 +291,46 @@ fn wait_bounded(tid: i32, process: &Process) -> Result<Stop, FreezeError> {
     }
 }
 
+/// What would keep a process from being stopped, as it is now.
+pub(crate) fn refusals(p: &Process) -> Vec<Refusal> {
+    let of_thread = |&tid: &i32| match tracer_of(tid) {
+        0 => Some(in_vfork(p, tid, lasting_vfork(p.pid, tid)?)),
+        tracer => Some(traced_by(p, tid, tracer)),
+    };
+    p.tids.iter().filter_map(of_thread).collect()
+}
+
+fn traced_by(p: &Process, tid: i32, tracer: i32) -> Refusal {
+    Refusal {
+        pid: p.pid,
+        comm: p.comm.clone(),
+        object: "ptrace".into(),
+        reason: format!("thread {tid} is traced by process {tracer}"),
+        advice: "detach the debugger first".into(),
+    }
+}
+
+fn in_vfork(p: &Process, tid: i32, child: i32) -> Refusal {
+    Refusal {
+        pid: p.pid,
+        comm: p.comm.clone(),
+        object: "vfork".into(),
+        reason: format!("thread {tid} waits until its child {child} runs a program"),
+        advice: "try again".into(),
+    }
+}
+
+/// As [`vfork_child`], where it is the same child for longer than it takes to
+/// run a program.
+fn lasting_vfork(pid: i32, tid: i32) -> Option<i32> {
+    let child = vfork_child(pid, tid)?;
+    std::thread::sleep(VFORK_PATIENCE);
+    vfork_child(pid, tid).filter(|c| *c == child)
+}
+
 /// The child that a task waits for in vfork(2) or clone(2) with `CLONE_VFORK`:
 /// a call that nothing but the child's end or execve(2) ends.
-pub(crate) fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
+fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
     let dir = format!("/proc/{pid}/task/{tid}");
     let call = std::fs::read_to_string(format!("{dir}/syscall")).ok()?;
     let number: i64 = call.split(' ').next()?.parse().ok()?;
@@ -352,7 +354,7 @@ pub(crate) fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
 }
 
 /// Who traces a task; 0 for nobody.
-pub(crate) fn tracer_of(tid: i32) -> i32 {
+fn tracer_of(tid: i32) -> i32 {
     let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("TracerPid:"));
     line.and_then(|l| l.trim().parse().ok()).unwrap_or(0)

@@ -146,7 +146,7 @@ impl Restored {
                     .images
                     .memory_of(live)
                     .and_then(|o| self.ways_out[&o].1);
-                threads::end_leader(p.pid, status, way)?;
+                threads::end_leader(p.pid, status, live, way)?;
             }
             for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
                 let regs = registers::load(&t.info.gpregs);

@@ -255,7 +255,12 @@ pub fn end_again(pid: i32, status: i32, birth: &Birth) -> Result<(), RestoreErro
 
 /// The leader ends while the other threads live on; `insn` is a `syscall`
 /// instruction in its memory.
-pub fn end_leader(pid: i32, status: i32, insn: Option<u64>) -> Result<(), RestoreError> {
+pub fn end_leader(
+    pid: i32,
+    status: i32,
+    live: &LiveImage,
+    insn: Option<u64>,
+) -> Result<(), RestoreError> {
     let insn = insn.ok_or_else(|| RestoreError::Tree {
         pid,
         what: "has no code to end with".into(),
@@ -264,7 +269,13 @@ pub fn end_leader(pid: i32, status: i32, insn: Option<u64>) -> Result<(), Restor
     let code = libc::WEXITSTATUS(status) as u64;
     let call = arch::set_call(&regs, insn, libc::SYS_exit, [code, 0, 0, 0, 0, 0]);
     ptrace::set_regs(pid, &call)?;
-    ptrace::set_sigmask(pid, u64::MAX)?;
+    // What is pending for the process is for those that live on.
+    let pending = live.tc.signals_s.as_ref();
+    let mask = match pending.is_none_or(|q| q.signals.is_empty()) {
+        true => live.threads[0].core.blk_sigset.unwrap_or(0),
+        false => u64::MAX,
+    };
+    ptrace::set_sigmask(pid, mask)?;
     // Its tracer is told of its end only when all threads have ended.
     ptrace::detach(pid, 0)?;
     let end = std::time::Instant::now() + END_PATIENCE;

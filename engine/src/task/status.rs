@@ -12,7 +12,12 @@ pub struct Status(BTreeMap<String, String>);
 impl Status {
     /// Reads the file of a task.
     pub fn read(tid: i32) -> io::Result<Self> {
-        let text = std::fs::read(format!("/proc/{tid}/status"))?;
+        Self::read_thread(tid, tid)
+    }
+
+    /// Reads the file of a thread of a process.
+    pub fn read_thread(pid: i32, tid: i32) -> io::Result<Self> {
+        let text = std::fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
         let text = String::from_utf8_lossy(&text);
         let lines = text.lines().filter_map(|l| l.split_once(':'));
         Ok(Self(

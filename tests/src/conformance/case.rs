@@ -68,6 +68,8 @@ pub struct Case {
     pub alone: bool,
     /// What is changed in the images before the restore.
     pub forge: Option<Forge>,
+    /// Its tree is never the same twice: only it itself can check.
+    pub restless: bool,
 }
 
 impl Case {
@@ -82,12 +84,19 @@ impl Case {
             fate: Fate::Carried,
             alone: false,
             forge: None,
+            restless: false,
         }
     }
 
     /// Its connections are closed by the dump.
     pub const fn closing_tcp(mut self) -> Self {
         self.tcp = TcpPolicy::Close;
+        self
+    }
+
+    /// Processes or threads of it come and go all the time.
+    pub const fn restless(mut self) -> Self {
+        self.restless = true;
         self
     }
 

@@ -35,16 +35,14 @@ impl Member {
     ///
     /// The caller must have a single thread.
     pub fn start(name: &str, setup: impl FnOnce() -> Result<Check>) -> Result<Self> {
+        Self::begin(name, move |board| i32::from(live(board, setup).is_err()))
+    }
+
+    fn begin(name: &str, work: impl FnOnce(Map) -> i32) -> Result<Self> {
         let board = Map::shared(BOARD_BYTES)?;
         // SAFETY: there is one thread, so no lock is held that the child would miss.
         match unsafe { fork() }? {
-            ForkResult::Child => {
-                let status = match live(board, setup) {
-                    Ok(()) => 0,
-                    Err(_) => 1,
-                };
-                std::process::exit(status);
-            }
+            ForkResult::Child => std::process::exit(work(board)),
             ForkResult::Parent { child } => {
                 let member = Self {
                     name: name.to_owned(),
@@ -63,6 +61,24 @@ impl Member {
                 Ok(member)
             }
         }
+    }
+
+    /// As [`Member::start`], and the child's first thread ends: another one
+    /// does all the work.
+    pub fn start_headless(
+        name: &str,
+        setup: impl FnOnce() -> Result<Check> + Send + 'static,
+    ) -> Result<Self> {
+        Self::begin(name, move |board| {
+            std::thread::spawn(move || {
+                let status = i32::from(live(board, setup).is_err());
+                std::process::exit(status);
+            });
+            loop {
+                // SAFETY: only this thread ends; what its stack holds stays.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+            }
+        })
     }
 
     /// Lets it check and takes over what it found.

@@ -109,7 +109,7 @@ impl Picture {
 
     fn process(&mut self, p: &Process, leave: Leave) -> Result<()> {
         let pid = p.pid;
-        let dir = format!("/proc/{pid}");
+        let dir = format!("/proc/{}", p.voice());
         let name = |what: &str| format!("process {pid} {what}");
         if p.is_zombie() {
             let state = format!("zombie of {} with status {}", p.ppid, p.exit_code);

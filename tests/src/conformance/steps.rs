@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rcr_engine::dump::{self, DumpError, DumpOptions};
 use rcr_engine::file::{FilePolicy, TcpPolicy};
+use rcr_engine::freeze::FreezeError;
 use rcr_engine::image::{DirSink, DirSource};
 use rcr_engine::restore::{self, RestoreOptions};
 use rcr_engine::{Refusal, Tree, freeze};
@@ -38,7 +39,14 @@ pub fn dump(step: &DumpStep) -> anyhow::Result<i32> {
     };
     let found = dump::check(&step.tree, &options(FilePolicy::live())).map_err(chain)?;
     print("preflight", &found);
-    let frozen = freeze::freeze(&step.tree).map_err(chain)?;
+    let frozen = match freeze::freeze(&step.tree) {
+        Ok(frozen) => frozen,
+        Err(FreezeError::Refused(refusal)) => {
+            print("dump", &[refusal]);
+            return Ok(REFUSED);
+        }
+        Err(e) => return Err(chain(e)),
+    };
     let mut sink = DirSink::create(&step.images)?;
     match dump::dump(&frozen, &mut sink, &options(FilePolicy::frozen())) {
         Ok(_) if step.leave_running => frozen.thaw(),

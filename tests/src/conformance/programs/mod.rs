@@ -5,6 +5,7 @@ pub mod clocks;
 pub mod cow;
 pub mod creds;
 pub mod files;
+pub mod leaders;
 pub mod memory;
 pub mod namespaces;
 pub mod notify;
@@ -14,6 +15,7 @@ pub mod process;
 pub mod refusals;
 pub mod registers;
 pub mod seccomp;
+pub mod sharing;
 pub mod signals;
 pub mod sockets;
 pub mod threads;
@@ -26,12 +28,14 @@ pub const ALL: &[&[Case]] = &[
     memory::CASES,
     cow::CASES,
     threads::CASES,
+    leaders::CASES,
     registers::CASES,
     blocked::CASES,
     signals::CASES,
     timers::CASES,
     clocks::CASES,
     process::CASES,
+    sharing::CASES,
     creds::CASES,
     seccomp::CASES,
     namespaces::CASES,
