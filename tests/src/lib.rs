@@ -7,6 +7,8 @@
 //!                            └─────> qmp::Qmp         (snapshots, quit)
 //! ```
 
+#[cfg(feature = "bench")]
+pub mod bench;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod dataset;
