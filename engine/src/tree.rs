@@ -65,7 +65,7 @@ impl Process {
             sid: stat.number(6) as i32,
             exit_code,
             exit_signal: stat.number(38) as i32,
-            flags: stat.fields[6] as u32,
+            flags: stat.number(9) as u32,
             comm: stat.comm,
             state: stat.state,
             tids,

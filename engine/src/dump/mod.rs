@@ -253,9 +253,11 @@ pub fn dump(
         dump.stats.processes += 1;
         dump.stats.threads += p.info.tids.len();
         let number = |v: i32| v as u32;
+        // A parent outside of the dump is none.
+        let has_parent = frozen.processes.iter().any(|q| q.info.pid == p.info.ppid);
         tree.push(PstreeEntry {
             pid: number(p.info.pid),
-            ppid: number(p.info.ppid),
+            ppid: if has_parent { number(p.info.ppid) } else { 0 },
             pgid: number(p.info.pgid),
             sid: number(p.info.sid),
             threads: p.info.tids.iter().copied().map(number).collect(),

@@ -35,8 +35,8 @@ const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
 pub const ALIVE: u32 = 1;
 /// See [`ALIVE`].
 pub const STOPPED: u32 = 3;
-/// See [`ALIVE`].
-pub const ZOMBIE: u32 = 6;
+/// See [`ALIVE`]: has ended and waits to be reaped.
+pub const DEAD: u32 = 2;
 
 impl Dump<'_> {
     pub(super) fn process(
@@ -102,7 +102,7 @@ impl Dump<'_> {
         let core = CoreEntry {
             mtype: March::X8664 as i32,
             tc: Some(TaskCoreEntry {
-                task_state: ZOMBIE,
+                task_state: DEAD,
                 exit_code: p.info.exit_code as u32,
                 comm: p.info.comm.clone(),
                 ..TaskCoreEntry::default()

@@ -84,6 +84,7 @@ impl Dump<'_> {
                 signature: rseq.signature,
                 rseq_cs_pointer: None,
             }),
+            cg_set: Some(1),
             ..ThreadCoreEntry::default()
         };
         sched::save(pid, tid, &mut core, &mut ext)

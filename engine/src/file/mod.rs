@@ -21,6 +21,7 @@ mod eventfd;
 pub(crate) mod examined;
 mod fanotify;
 mod fdinfo;
+mod foreign;
 mod ghost;
 pub(crate) mod identity;
 mod inotify;

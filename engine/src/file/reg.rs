@@ -44,7 +44,8 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, name: String) -> Resu
         pos: file.info.pos,
         fown: file.fown()?,
         name,
-        size: Some(file.stat.st_size as u64),
+        // What a directory or a device reports is no content to compare.
+        size: (file.format() == libc::S_IFREG).then_some(file.stat.st_size as u64),
         mode: Some(file.stat.st_mode),
         ..RegFileEntry::default()
     });

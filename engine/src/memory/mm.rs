@@ -20,9 +20,12 @@ pub fn save(pid: i32) -> Result<MmEntry, MemoryError> {
     let stat = Stat::read(pid).map_err(MemoryError::io(format!("stat of {pid}")))?;
     let auxv = std::fs::read(format!("/proc/{pid}/auxv"))
         .map_err(MemoryError::io(format!("auxv of {pid}")))?;
-    let words = auxv
+    let words: Vec<u64> = auxv
         .chunks_exact(8)
-        .map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")));
+        .map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")))
+        .collect();
+    // AT_NULL ends it; the kernel puts that behind whatever it is given.
+    let pairs = words.chunks_exact(2).take_while(|pair| pair[0] != 0);
     Ok(MmEntry {
         mm_start_code: stat.number(26),
         mm_end_code: stat.number(27),
@@ -34,7 +37,7 @@ pub fn save(pid: i32) -> Result<MmEntry, MemoryError> {
         mm_arg_end: stat.number(49),
         mm_env_start: stat.number(50),
         mm_env_end: stat.number(51),
-        mm_saved_auxv: words.collect(),
+        mm_saved_auxv: pairs.flatten().copied().collect(),
         ..MmEntry::default()
     })
 }

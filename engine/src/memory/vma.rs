@@ -14,6 +14,8 @@ use super::sysv;
 pub mod status {
     /// Every mapping that is restored.
     pub const REGULAR: u32 = 1 << 0;
+    /// The legacy call page, the same everywhere.
+    pub const VSYSCALL: u32 = 1 << 2;
     /// The vDSO's text.
     pub const VDSO: u32 = 1 << 3;
     /// The heap.
@@ -152,8 +154,8 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
     use status::*;
     let status = match class {
         Class::Vsyscall => 0,
-        Class::Vvar => REGULAR | VVAR,
-        Class::Vdso => REGULAR | VDSO,
+        Class::Vvar => REGULAR | VVAR | ANON_PRIVATE,
+        Class::Vdso => REGULAR | VDSO | ANON_PRIVATE,
         Class::AnonPrivate if v.is_named("[heap]") => REGULAR | ANON_PRIVATE | HEAP,
         Class::AnonPrivate => REGULAR | ANON_PRIVATE,
         Class::AnonShared => REGULAR | ANON_SHARED,
@@ -166,7 +168,10 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
     } else {
         libc::MAP_PRIVATE
     };
-    if matches!(class, Class::AnonPrivate | Class::AnonShared) {
+    if matches!(
+        class,
+        Class::AnonPrivate | Class::AnonShared | Class::Vdso | Class::Vvar
+    ) {
         flags |= libc::MAP_ANONYMOUS;
     }
     for (letters, flag) in [
@@ -202,6 +207,7 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
 /// Whether the mapping's pages are the process's own and have to be saved.
 pub fn has_own_pages(e: &VmaEntry) -> bool {
     e.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0
+        && !is_special(e)
         && e.flags as i32 & MAP_DROPPABLE != MAP_DROPPABLE
 }
 

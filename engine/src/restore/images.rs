@@ -8,7 +8,9 @@ use crate::image::schema::{
 };
 use crate::image::{ImageError, ImageSource, Kind, get_record, get_records, names};
 
-use super::RestoreError;
+use crate::memory::vma;
+
+use super::{RestoreError, foreign};
 
 /// A thread to be made.
 #[derive(Debug)]
@@ -66,6 +68,8 @@ impl ProcessImage {
 pub struct Images {
     /// Parents before children.
     pub processes: Vec<ProcessImage>,
+    /// Whether somebody else's program made it.
+    pub foreign: bool,
     pub inventory: RcrInventory,
     pub host_ids: TaskKobjIdsEntry,
     pub seccomp: SeccompEntry,
@@ -84,17 +88,32 @@ impl Images {
                 ),
             ));
         }
-        let own: RcrInventory = get_record(source, Kind::RcrTasks, ext::INVENTORY)?;
+        let foreign = foreign::is_foreign(source)?;
+        let own: RcrInventory = match foreign {
+            true => foreign::inventory(source)?,
+            false => get_record(source, Kind::RcrTasks, ext::INVENTORY)?,
+        };
         if own.version != ext::VERSION {
             return Err(content(
                 ext::INVENTORY,
                 format!("version {} is not read, only {}", own.version, ext::VERSION),
             ));
         }
+        let seccomp: SeccompEntry = match foreign {
+            true => get_records(source, Kind::Seccomp, names::SECCOMP)?
+                .pop()
+                .unwrap_or_default(),
+            false => get_record(source, Kind::Seccomp, names::SECCOMP)?,
+        };
+        let loader = Loader {
+            source,
+            foreign,
+            seccomp: &seccomp,
+        };
         let tree: Vec<PstreeEntry> = get_records(source, Kind::Pstree, names::PSTREE)?;
         let mut processes: Vec<ProcessImage> = Vec::new();
         for e in tree {
-            let p = load_process(source, &e, &processes)?;
+            let p = loader.process(&e, &processes)?;
             if p.pid <= 1 || processes.iter().any(|q| q.pid == p.pid) {
                 return Err(content(
                     names::PSTREE,
@@ -106,7 +125,6 @@ impl Images {
         if processes.iter().all(|p| p.live.is_none()) {
             return Err(content(names::PSTREE, "no living process".into()));
         }
-        let seccomp: SeccompEntry = get_record(source, Kind::Seccomp, names::SECCOMP)?;
         let threads = processes
             .iter()
             .filter_map(|p| p.live.as_ref())
@@ -120,6 +138,7 @@ impl Images {
         }
         Ok(Self {
             processes,
+            foreign,
             inventory: own,
             host_ids: inventory.root_ids.unwrap_or_default(),
             seccomp,
@@ -164,95 +183,117 @@ fn content(name: &str, what: String) -> RestoreError {
     .into()
 }
 
-fn load_process(
-    source: &dyn ImageSource,
-    e: &PstreeEntry,
-    earlier: &[ProcessImage],
-) -> Result<ProcessImage, RestoreError> {
-    let number = |v: u32| i32::try_from(v).map_err(|_| content(names::PSTREE, format!("pid {v}")));
-    let pid = number(e.pid)?;
-    let core: CoreEntry = get_record(source, Kind::Core, &names::core(pid))?;
-    let ext: RcrTask = get_record(source, Kind::RcrTasks, &ext::task_image(pid))?;
-    let live = match ext.zombie {
-        true => None,
-        false => Some(load_live(source, e, pid, core, earlier)?),
-    };
-    let (ppid, pgid, sid) = (number(e.ppid)?, number(e.pgid)?, number(e.sid)?);
-    Ok(ProcessImage {
-        pid,
-        ppid,
-        pgid,
-        sid,
-        ext,
-        live,
-    })
+/// Reads one process after the other.
+struct Loader<'a> {
+    source: &'a dyn ImageSource,
+    foreign: bool,
+    seccomp: &'a SeccompEntry,
 }
 
-fn load_live(
-    source: &dyn ImageSource,
-    e: &PstreeEntry,
-    pid: i32,
-    core: CoreEntry,
-    earlier: &[ProcessImage],
-) -> Result<LiveImage, RestoreError> {
-    let lacks = |tid, what: &str| content(&names::core(tid), format!("has no {what}"));
-    let mut core = Some(core);
-    let mut tc = None;
-    let mut threads = Vec::new();
-    for &tid in &e.threads {
-        let tid = tid as i32;
-        let c = match core.take() {
-            Some(c) if tid == pid => c,
-            _ => get_record(source, Kind::Core, &names::core(tid))?,
+impl Loader<'_> {
+    fn process(
+        &self,
+        e: &PstreeEntry,
+        earlier: &[ProcessImage],
+    ) -> Result<ProcessImage, RestoreError> {
+        let number =
+            |v: u32| i32::try_from(v).map_err(|_| content(names::PSTREE, format!("pid {v}")));
+        let pid = number(e.pid)?;
+        let core: CoreEntry = get_record(self.source, Kind::Core, &names::core(pid))?;
+        let ext: RcrTask = match (self.foreign, &core.tc) {
+            (true, Some(tc)) => foreign::task(tc),
+            (true, None) => {
+                return Err(content(&names::core(pid), "has no process state".into()));
+            }
+            _ => get_record(self.source, Kind::RcrTasks, &ext::task_image(pid))?,
         };
-        if tid == pid {
-            tc = c.tc;
-        }
-        let ext: RcrThread = get_record(source, Kind::RcrTasks, &ext::thread_image(tid))?;
-        let core = c.thread_core.ok_or_else(|| lacks(tid, "thread state"))?;
-        // Without them the thread would keep the restorer's privileges.
-        if core.creds.is_none() {
-            return Err(lacks(tid, "credentials"));
-        }
-        threads.push(ThreadImage {
-            tid,
-            info: c.thread_info.ok_or_else(|| lacks(tid, "registers"))?,
-            core,
+        let live = match ext.zombie {
+            true => None,
+            false => Some(self.live(e, pid, core, earlier)?),
+        };
+        let (ppid, pgid, sid) = (number(e.ppid)?, number(e.pgid)?, number(e.sid)?);
+        Ok(ProcessImage {
+            pid,
+            ppid,
+            pgid,
+            sid,
             ext,
-        });
+            live,
+        })
     }
-    if threads.first().map(|t| t.tid) != Some(pid) {
-        return Err(content(
-            names::PSTREE,
-            format!("process {pid} does not list its leader first"),
-        ));
+
+    fn live(
+        &self,
+        e: &PstreeEntry,
+        pid: i32,
+        core: CoreEntry,
+        earlier: &[ProcessImage],
+    ) -> Result<LiveImage, RestoreError> {
+        let source = self.source;
+        let lacks = |tid, what: &str| content(&names::core(tid), format!("has no {what}"));
+        let mut core = Some(core);
+        let mut tc = None;
+        let mut threads = Vec::new();
+        for &tid in &e.threads {
+            let tid = tid as i32;
+            let mut c = match core.take() {
+                Some(c) if tid == pid => c,
+                _ => get_record(source, Kind::Core, &names::core(tid))?,
+            };
+            if tid == pid {
+                tc = c.tc.take();
+            }
+            let ext: RcrThread = match self.foreign {
+                true => foreign::thread(tid, &c, self.seccomp)?,
+                false => get_record(source, Kind::RcrTasks, &ext::thread_image(tid))?,
+            };
+            let core = c.thread_core.ok_or_else(|| lacks(tid, "thread state"))?;
+            // Without them the thread would keep the restorer's privileges.
+            if core.creds.is_none() {
+                return Err(lacks(tid, "credentials"));
+            }
+            threads.push(ThreadImage {
+                tid,
+                info: c.thread_info.ok_or_else(|| lacks(tid, "registers"))?,
+                core,
+                ext,
+            });
+        }
+        if threads.first().map(|t| t.tid) != Some(pid) {
+            return Err(content(
+                names::PSTREE,
+                format!("process {pid} does not list its leader first"),
+            ));
+        }
+        let ids: TaskKobjIdsEntry = get_record(source, Kind::Ids, &names::ids(pid))?;
+        let fdinfo = get_records(source, Kind::Fdinfo, &names::fdinfo(ids.files_id))?;
+        let sharer = |id: fn(&TaskKobjIdsEntry) -> u32| {
+            earlier
+                .iter()
+                .filter_map(|p| p.live.as_ref())
+                .find(|l| id(&l.ids) == id(&ids))
+        };
+        let memory = sharer(|i| i.vm_id);
+        let owns = Owns {
+            memory: memory.is_none(),
+            files: sharer(|i| i.files_id).is_none(),
+            fs: sharer(|i| i.fs_id).is_none(),
+            actions: sharer(|i| i.sighand_id).is_none(),
+        };
+        let mut mm: MmEntry = match memory {
+            Some(l) => l.mm.clone(),
+            None => get_record(source, Kind::Mm, &names::mm(pid))?,
+        };
+        // The same everywhere, and not ours to make.
+        mm.vmas.retain(|e| e.status & vma::status::VSYSCALL == 0);
+        Ok(LiveImage {
+            tc: tc.ok_or_else(|| lacks(pid, "process state"))?,
+            mm,
+            owns,
+            fs: get_record(source, Kind::Fs, &names::fs(pid))?,
+            ids,
+            fdinfo,
+            threads,
+        })
     }
-    let ids: TaskKobjIdsEntry = get_record(source, Kind::Ids, &names::ids(pid))?;
-    let fdinfo = get_records(source, Kind::Fdinfo, &names::fdinfo(ids.files_id))?;
-    let sharer = |id: fn(&TaskKobjIdsEntry) -> u32| {
-        earlier
-            .iter()
-            .filter_map(|p| p.live.as_ref())
-            .find(|l| id(&l.ids) == id(&ids))
-    };
-    let memory = sharer(|i| i.vm_id);
-    let owns = Owns {
-        memory: memory.is_none(),
-        files: sharer(|i| i.files_id).is_none(),
-        fs: sharer(|i| i.fs_id).is_none(),
-        actions: sharer(|i| i.sighand_id).is_none(),
-    };
-    let mm = match memory {
-        Some(l) => l.mm.clone(),
-        None => get_record(source, Kind::Mm, &names::mm(pid))?,
-    };
-    Ok(LiveImage {
-        tc: tc.ok_or_else(|| lacks(pid, "process state"))?,
-        mm,
-        owns,
-        fs: get_record(source, Kind::Fs, &names::fs(pid))?,
-        ids,
-        fdinfo,
-        threads,
-    })
 }

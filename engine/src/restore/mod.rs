@@ -12,6 +12,7 @@
 
 mod births;
 mod fds;
+mod foreign;
 mod images;
 mod memory;
 mod process;
@@ -190,6 +191,10 @@ pub fn restore(
     worlds.enter_clocks(&images)?;
     let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
     let mut files = FileBuilder::new(source, &env)?;
+    if images.foreign {
+        let tables = images.live();
+        files.derive_records(tables.map(|(p, live)| (p.pid, live.fdinfo.as_slice())));
+    }
     sysv::restore(source)?;
     let mut made = births::Made::default();
     let mut memory = memory::Memory::new(source, &images, &mut files);

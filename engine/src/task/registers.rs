@@ -1,8 +1,7 @@
 //! Registers: general purpose, x87/SSE and the XSAVE area.
 
-use crate::image::schema::{
-    UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
-};
+use crate::arch::xstate;
+use crate::image::schema::{UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode};
 use crate::sys::ptrace::Regs;
 
 /// Registers to their image form.
@@ -72,16 +71,6 @@ pub fn load(e: &UserX86RegsEntry) -> Regs {
     }
 }
 
-/// Offsets in the XSAVE area's legacy part (Intel SDM vol. 1, 13.4.1) and
-/// header (13.4.2).
-const MXCSR: usize = 24;
-const ST_SPACE: std::ops::Range<usize> = 32..160;
-const XMM_SPACE: std::ops::Range<usize> = 160..416;
-const PADDING: std::ops::Range<usize> = 416..464;
-const XSTATE_BV: usize = 512;
-/// Where AVX's upper halves lie in the standard format, on every processor.
-const YMMH: std::ops::Range<usize> = 576..832;
-
 /// A saved XSAVE area in the length that this kernel takes: one with other
 /// processor features enabled has another length. `None`: the area uses a
 /// feature that does not exist here.
@@ -100,29 +89,7 @@ pub fn fit_xstate(saved: &[u8], len: usize) -> Option<Vec<u8>> {
 /// The parts of the XSAVE area that the common schema names. The area as a
 /// whole is kept apart, raw.
 pub fn save_fp(area: &[u8]) -> UserX86FpregsEntry {
-    let u16_at = |o: usize| u32::from(u16::from_le_bytes([area[o], area[o + 1]]));
-    let u32_at = |o: usize| u32::from_le_bytes(area[o..o + 4].try_into().expect("4 bytes"));
-    let u64_at = |o: usize| u64::from_le_bytes(area[o..o + 8].try_into().expect("8 bytes"));
-    let words = |r: std::ops::Range<usize>| r.step_by(4).map(u32_at).collect::<Vec<_>>();
-    let xsave = (area.len() >= YMMH.end).then(|| UserX86XsaveEntry {
-        xstate_bv: u64_at(XSTATE_BV),
-        ymmh_space: words(YMMH),
-        ..UserX86XsaveEntry::default()
-    });
-    UserX86FpregsEntry {
-        cwd: u16_at(0),
-        swd: u16_at(2),
-        twd: u16_at(4),
-        fop: u16_at(6),
-        rip: u64_at(8),
-        rdp: u64_at(16),
-        mxcsr: u32_at(MXCSR),
-        mxcsr_mask: u32_at(MXCSR + 4),
-        st_space: words(ST_SPACE),
-        xmm_space: words(XMM_SPACE),
-        padding: words(PADDING),
-        xsave,
-    }
+    xstate::to_entry(area)
 }
 
 #[cfg(test)]

@@ -77,7 +77,8 @@ pub fn restore(tid: i32, core: &ThreadCoreEntry, ext: &RcrThread) -> io::Result<
             set.set(i * 8 + bit)?;
         }
     }
-    if set != sched_getaffinity(Pid::from_raw(tid))? {
+    // Images of others do not tell.
+    if !ext.affinity.is_empty() && set != sched_getaffinity(Pid::from_raw(tid))? {
         sched_setaffinity(Pid::from_raw(tid), &set)?;
     }
     if let Some(slack) = core.timerslack_ns {

@@ -3,6 +3,7 @@
 mod frame;
 mod interpreter;
 mod regs;
+pub mod xstate;
 
 pub use frame::{FRAME_BYTES_MAX, return_frame};
 pub use interpreter::{
