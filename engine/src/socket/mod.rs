@@ -6,16 +6,20 @@
 
 mod diag;
 pub(crate) mod inet;
+pub(crate) mod lock;
 pub(crate) mod netlink;
 pub(crate) mod opts;
+pub(crate) mod sys;
+pub(crate) mod tcp;
 pub(crate) mod unix;
 pub(crate) mod unix_back;
+mod wire;
 
 use std::os::fd::BorrowedFd;
 
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::examined::{Examined, Saved};
-use crate::file::sys;
+use crate::file::sys as file_sys;
 use crate::sys::{SysError, SysResult};
 
 /// The three numbers that socket(2) takes.
@@ -28,7 +32,7 @@ pub(crate) struct Kind {
 
 impl Kind {
     pub(crate) fn of(fd: BorrowedFd<'_>) -> SysResult<Self> {
-        let get = |name| sys::socket_option_int(fd, libc::SOL_SOCKET, name);
+        let get = |name| file_sys::socket_option_int(fd, libc::SOL_SOCKET, name);
         Ok(Self {
             domain: get(libc::SO_DOMAIN)?,
             kind: get(libc::SO_TYPE)?,

@@ -249,6 +249,13 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> SysResult<usize> {
     done("send", format!("{} bytes", bytes.len()), r as i64).map(|n| n as usize)
 }
 
+/// Receives bytes; waits as long as the socket's timeout says.
+pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize> {
+    // SAFETY: the buffer has the length given and lives across the call.
+    let r = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    done("recv", fd.as_raw_fd(), r as i64).map(|n| n as usize)
+}
+
 /// One look into a socket's receive queue.
 #[derive(Debug)]
 pub(crate) struct Peeked {
