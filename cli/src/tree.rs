@@ -59,21 +59,19 @@ pub fn check(word: &str, json: bool) -> Result<(), Failure> {
 pub struct DumpMode {
     /// Let it run on instead of killing it.
     pub leave_running: bool,
-    /// Bring established TCP connections back as closed instead of refusing.
-    pub close_connections: bool,
+    /// What becomes of established TCP connections.
+    pub tcp: TcpPolicy,
+    /// Connections that wait to be accepted may be lost.
+    pub skip_in_flight: bool,
 }
 
 /// Writes the images of the tree of `pid` into `directory`.
 pub fn dump(pid: i32, directory: &Path, mode: DumpMode) -> Result<(), Failure> {
     require_root()?;
-    let tcp = if mode.close_connections {
-        TcpPolicy::Close
-    } else {
-        TcpPolicy::Refuse
-    };
     let options = DumpOptions {
         files: FilePolicy {
-            tcp,
+            tcp: mode.tcp,
+            skip_in_flight: mode.skip_in_flight,
             ..FilePolicy::frozen()
         },
         ..DumpOptions::default()

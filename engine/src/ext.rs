@@ -108,6 +108,17 @@ pub struct RcrThread {
     pub seccomp_chain: Vec<u32>,
 }
 
+/// Once per dump with connections that go on: `rcr-network.img`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RcrNetwork {
+    /// Name of the nftables table that keeps packets away meanwhile.
+    #[prost(string, optional, tag = "1")]
+    pub lock: Option<String>,
+}
+
+/// Name of [`RcrNetwork`]'s image.
+pub const NETWORK: &str = "rcr-network.img";
+
 /// Name of [`RcrInventory`]'s image.
 pub const INVENTORY: &str = "rcr-inventory.img";
 

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use rcr_cli::exit::{EXIT_HELP, Failure, OrExit};
 use rcr_cli::tree::{self, DumpMode};
 use rcr_cli::{status, tagging};
+use rcr_engine::file::TcpPolicy;
 
 /// Carries services across kernel upgrades, and checkpoints process trees.
 #[derive(Debug, Parser)]
@@ -64,6 +65,13 @@ enum Command {
         /// Bring established TCP connections back as closed by the peer instead of refusing
         #[arg(long)]
         close_connections: bool,
+        /// Let established TCP connections go on after the restore; until then their packets
+        /// are kept away
+        #[arg(long, conflicts_with = "close_connections")]
+        tcp_established: bool,
+        /// With --tcp-established: lose connections that wait to be accepted instead of refusing
+        #[arg(long, requires = "tcp_established")]
+        skip_in_flight: bool,
     },
     /// Bring a dumped tree back under its old process ids
     Restore {
@@ -103,10 +111,17 @@ fn main() -> ExitCode {
             directory,
             leave_running,
             close_connections,
+            tcp_established,
+            skip_in_flight,
         } => {
             let mode = DumpMode {
                 leave_running: *leave_running,
-                close_connections: *close_connections,
+                tcp: match (close_connections, tcp_established) {
+                    (true, _) => TcpPolicy::Close,
+                    (false, true) => TcpPolicy::Carry,
+                    (false, false) => TcpPolicy::Refuse,
+                },
+                skip_in_flight: *skip_in_flight,
             };
             done(tree::dump(*pid, directory, mode))
         }

@@ -291,7 +291,7 @@ pub fn dump(
             file_id: e.id,
         }));
     }
-    files.finish(sink)?;
+    frozen.hold(files.finish(sink)?);
     put_records(sink, Kind::Seccomp, names::SECCOMP, &[filters.into_entry()])?;
     put_records(sink, Kind::Pstree, names::PSTREE, &tree)?;
     if !options.carry.is_empty() {

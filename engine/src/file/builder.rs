@@ -19,7 +19,7 @@ use crate::image::schema::{
 };
 use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
 use crate::socket::unix_back::{self, Queues, Record};
-use crate::socket::{inet, netlink};
+use crate::socket::{inet, netlink, tcp};
 
 /// Makes open files from images, each once, when it is first asked for.
 ///
@@ -38,6 +38,19 @@ pub struct FileBuilder<'a> {
     ghosts: Revived,
     queues: Queues,
     dead: Dead,
+    connections: tcp::Connections,
+}
+
+/// TCP connections that were made again and do not speak yet.
+#[derive(Debug, Default)]
+pub struct SilentConnections(tcp::Connections);
+
+impl SilentConnections {
+    /// Lets them speak, and their packets through; to be called when the whole
+    /// tree stands.
+    pub fn speak(self) -> Result<(), FileError> {
+        Ok(self.0.finish()?)
+    }
 }
 
 impl<'a> FileBuilder<'a> {
@@ -71,6 +84,7 @@ impl<'a> FileBuilder<'a> {
             ghosts: Revived::new(remaps),
             queues: unix_back::load_queues(source)?,
             dead,
+            connections: tcp::Connections::load(source)?,
         })
     }
 
@@ -128,6 +142,12 @@ impl<'a> FileBuilder<'a> {
                 })
             }
         }
+    }
+
+    /// Connections that stand but do not speak yet; to be called when all files
+    /// were made.
+    pub fn connections(&mut self) -> SilentConnections {
+        SilentConnections(std::mem::take(&mut self.connections))
     }
 
     /// Seals the memfds; to be called when all shared mappings of them exist.
@@ -292,7 +312,16 @@ impl<'a> FileBuilder<'a> {
             }
             FdTypes::Inetsk => {
                 let e = entry.isk.as_ref().ok_or_else(incomplete)?;
-                (inet::restore(e, extra)?, e.flags)
+                let tcp = e.proto == libc::IPPROTO_TCP as u32;
+                let closed = extra
+                    .and_then(|x| x.socket.as_ref())
+                    .is_some_and(|s| s.fate() == Fate::Closed);
+                let fd = if tcp && tcp::goes_on(e.state) && !closed {
+                    self.connections.make(e, extra, self.source)?
+                } else {
+                    inet::restore(e, extra)?
+                };
+                (fd, e.flags)
             }
             FdTypes::Netlinksk => {
                 let e = entry.nlsk.as_ref().ok_or_else(incomplete)?;

@@ -44,7 +44,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-pub use builder::FileBuilder;
+pub use builder::{FileBuilder, SilentConnections};
 pub use error::{BuildError, FileError};
 pub use record::{
     Fate, RcrFile, RcrFilesHead, RcrLock, RcrPidfd, RcrSocket, RcrSocketOption, RcrWatched,
@@ -74,6 +74,8 @@ pub enum TcpPolicy {
     Refuse,
     /// They come back as if the peer had closed them.
     Close,
+    /// They go on: their packets are kept away until they stand again.
+    Carry,
 }
 
 /// What becomes of unix stream connections that lead out of the service.
@@ -86,11 +88,28 @@ pub enum UnixPolicy {
     Close,
 }
 
+/// TCP connections of a dumped tree. Their packets are kept away as long as
+/// this value lives.
+#[derive(Debug, Default)]
+pub struct Connections(crate::socket::tcp::Held);
+
+impl Connections {
+    /// To be called right before the tree is killed: its connections end
+    /// without a word to the peers, and their packets are kept away until they
+    /// are restored. Hold on to the value until the tree is gone.
+    pub fn silence(&mut self) -> Result<(), FileError> {
+        Ok(self.0.silence()?)
+    }
+}
+
 /// How files are saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FilePolicy {
     /// Established TCP connections.
     pub tcp: TcpPolicy,
+    /// With [`TcpPolicy::Carry`]: connections that wait to be accepted are lost
+    /// instead of standing in the way.
+    pub skip_in_flight: bool,
     /// Unix stream connections to other processes. Those to the journal are
     /// always kept track of and connected again.
     pub unix: UnixPolicy,
@@ -107,6 +126,7 @@ impl FilePolicy {
     pub fn frozen() -> Self {
         Self {
             tcp: TcpPolicy::default(),
+            skip_in_flight: false,
             unix: UnixPolicy::default(),
             payload: true,
             ghost_bytes_max: 64 << 20,

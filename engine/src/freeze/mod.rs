@@ -5,12 +5,14 @@
 
 mod cgroup;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use crate::Refusal;
+use crate::file::Connections;
 use crate::sys::SysError;
 use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
@@ -84,6 +86,7 @@ pub struct Frozen {
     /// The processes, parents before children; zombies too.
     pub processes: Vec<FrozenProcess>,
     traced: BTreeSet<i32>,
+    connections: RefCell<Connections>,
     /// ptrace belongs to a thread.
     _not_send: PhantomData<*const ()>,
 }
@@ -106,10 +109,19 @@ impl Frozen {
     /// Lets every thread run on, as if nothing had happened.
     pub fn thaw(self) {}
 
+    /// Keeps the packets of the tree's connections away until it runs on, or,
+    /// if it is killed, until it is restored.
+    pub(crate) fn hold(&self, connections: Connections) {
+        *self.connections.borrow_mut() = connections;
+    }
+
     /// Kills every process; to be used when their images are safe.
     pub fn kill(mut self) {
         let live = self.processes.iter().filter(|p| !p.info.is_zombie());
         self.traced.clear();
+        if let Err(e) = self.connections.borrow_mut().silence() {
+            tracing::error!("connections end as a kill ends them: {e}");
+        }
         kill_and_reap(&live.map(|p| p.info.pid).collect::<Vec<_>>());
     }
 }
@@ -157,6 +169,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
     let mut frozen = Frozen {
         processes: Vec::new(),
         traced: BTreeSet::new(),
+        connections: RefCell::default(),
         _not_send: PhantomData,
     };
     let mut stop_signals = BTreeMap::new();

@@ -51,6 +51,8 @@ pub enum Kind {
     RcrNamespaces = 0x7263_7203,
     /// Content of small filesystems that live in RAM.
     RcrContent = 0x7263_7204,
+    /// What we record about the network outside of sockets.
+    RcrNetwork = 0x7263_7220,
 }
 
 /// First word of most images.

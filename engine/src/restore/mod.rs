@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use crate::arch;
 use crate::content::{self, ContentError};
 use crate::dump::CARRIED;
-use crate::file::{FileBuilder, FileError};
+use crate::file::{FileBuilder, FileError, SilentConnections};
 use crate::image::{ImageError, ImageSource};
 use crate::memory::{MemoryError, sysv};
 use crate::namespace::{self, NamespaceError};
@@ -124,6 +124,7 @@ pub struct Restored {
     /// where the mapping is its own.
     ways_out: BTreeMap<i32, (Arena, Option<u64>)>,
     made: births::Made,
+    connections: SilentConnections,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -135,6 +136,7 @@ impl Restored {
 
     /// Gives every thread its registers and lets all go.
     pub fn resume(mut self) -> Result<(), RestoreError> {
+        std::mem::take(&mut self.connections).speak()?;
         for (p, _) in self.images.live() {
             let (arena, insn) = self.ways_out[&p.pid];
             if let Some(insn) = insn {
@@ -223,11 +225,13 @@ pub fn restore(
     }
     sysv::settle(source)?;
     files.seal()?;
+    let connections = files.connections();
     files.finish()?;
     Ok(Restored {
         images,
         ways_out,
         made,
+        connections,
         _not_send: PhantomData,
     })
 }

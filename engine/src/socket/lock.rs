@@ -75,6 +75,16 @@ impl Ends {
         })
     }
 
+    /// The same connection from the other side.
+    pub(crate) fn seen_by_peer(&self) -> Self {
+        Self {
+            local: self.peer.clone(),
+            local_port: self.peer_port,
+            peer: self.local.clone(),
+            peer_port: self.local_port,
+        }
+    }
+
     /// Source and destination of what comes in, as the set holds it.
     fn key(&self) -> Vec<u8> {
         let zero = [0; 2];

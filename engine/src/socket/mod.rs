@@ -6,6 +6,7 @@
 
 mod diag;
 pub(crate) mod inet;
+mod inet_diag;
 pub(crate) mod lock;
 pub(crate) mod netlink;
 pub(crate) mod opts;

@@ -78,14 +78,18 @@ const MULTICAST: &[i32] = &[
     libc::IP_MULTICAST_ALL,
 ];
 
-/// Of IPv6 sockets. Without a name: linux/in6.h.
-const IPV6: &[i32] = &[
-    libc::IPV6_V6ONLY,
-    libc::IPV6_UNICAST_HOPS,
+/// The same of IPv6 ones.
+const MULTICAST6: &[i32] = &[
     libc::IPV6_MULTICAST_HOPS,
     libc::IPV6_MULTICAST_LOOP,
     libc::IPV6_MULTICAST_IF,
     libc::IPV6_MULTICAST_ALL,
+];
+
+/// Of IPv6 sockets. Without a name: linux/in6.h.
+const IPV6: &[i32] = &[
+    libc::IPV6_V6ONLY,
+    libc::IPV6_UNICAST_HOPS,
     libc::IPV6_MTU_DISCOVER,
     libc::IPV6_RECVERR,
     libc::IPV6_RECVPKTINFO,
@@ -126,10 +130,14 @@ fn table(kind: Kind) -> Vec<(i32, i32)> {
     if inet {
         all.extend(IPV4.iter().map(|&n| (IP, n)));
     }
-    if inet && kind.kind == libc::SOCK_DGRAM {
+    let stream = kind.kind == libc::SOCK_STREAM;
+    if inet && !stream {
         all.extend(MULTICAST.iter().map(|&n| (IP, n)));
     }
     if kind.domain == libc::AF_INET6 {
+        if !stream {
+            all.extend(MULTICAST6.iter().map(|&n| (IP6, n)));
+        }
         all.extend(IPV6.iter().map(|&n| (IP6, n)));
     }
     match (inet, kind.protocol) {

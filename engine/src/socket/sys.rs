@@ -41,13 +41,16 @@ pub(crate) fn bytes_unsent(fd: BorrowedFd<'_>) -> SysResult<u32> {
 }
 
 /// Receives with flags; the bytes that came.
-pub(crate) fn receive_with(
-    fd: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    flags: i32,
-) -> SysResult<usize> {
+pub(crate) fn receive_with(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> SysResult<usize> {
     // SAFETY: the buffer has the length given and lives across the call.
-    let r = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    let r = unsafe {
+        libc::recv(
+            fd.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            flags,
+        )
+    };
     if r < 0 {
         return Err(SysError::last("recv", format!("{} bytes", buffer.len())));
     }
@@ -68,7 +71,10 @@ pub(crate) fn send_to(fd: BorrowedFd<'_>, bytes: &[u8], address: &[u8]) -> SysRe
         )
     };
     if r < 0 {
-        return Err(SysError::last("sendto", crate::file::sys::show_address(address)));
+        return Err(SysError::last(
+            "sendto",
+            crate::file::sys::show_address(address),
+        ));
     }
     Ok(())
 }

@@ -102,17 +102,6 @@ pub(super) fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     ))
 }
 
-/// The attributes in `bytes`: numbers and values.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind & 0x3fff, value))
-    })
-}
-
 /// A word in the processor's order.
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
@@ -131,7 +120,12 @@ pub(super) fn converse(
     let patience = [5i64.to_ne_bytes(), 0i64.to_ne_bytes()].concat();
     sys::set_socket_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
     let room = (request.len() as i32).saturating_mul(2).max(1 << 16);
-    sys::set_socket_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &room.to_ne_bytes())?;
+    sys::set_socket_option(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_SNDBUFFORCE,
+        &room.to_ne_bytes(),
+    )?;
     let sent = sys::send(fd, request)?;
     if sent != request.len() {
         return Err(failed(Errno::EMSGSIZE));

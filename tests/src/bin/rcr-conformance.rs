@@ -68,6 +68,8 @@ enum What {
         #[arg(long)]
         close_tcp: bool,
         #[arg(long)]
+        tcp_established: bool,
+        #[arg(long)]
         cgroup: Option<PathBuf>,
     },
     /// Restore a tree.
@@ -156,16 +158,17 @@ fn act() -> Result<ExitCode> {
             images,
             leave_running,
             close_tcp,
+            tcp_established,
             cgroup,
         } => {
             let code = steps::dump(&DumpStep {
                 tree: cgroup.map_or(Tree::Root(pid), Tree::Cgroup),
                 images,
                 leave_running,
-                tcp: if close_tcp {
-                    TcpPolicy::Close
-                } else {
-                    TcpPolicy::Refuse
+                tcp: match (close_tcp, tcp_established) {
+                    (true, _) => TcpPolicy::Close,
+                    (false, true) => TcpPolicy::Carry,
+                    (false, false) => TcpPolicy::Refuse,
                 },
             })?;
             return Ok(ExitCode::from(code as u8));

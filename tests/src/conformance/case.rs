@@ -100,6 +100,12 @@ impl Case {
         self
     }
 
+    /// Its connections go on.
+    pub const fn carrying_tcp(mut self) -> Self {
+        self.tcp = TcpPolicy::Carry;
+        self
+    }
+
     /// It is dumped by cgroup.
     pub const fn in_cgroup(mut self) -> Self {
         self.in_cgroup = true;

@@ -69,6 +69,40 @@ impl Stage {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
+    /// Starts a process beside the tree that stays alive all the time: `life`
+    /// runs in it. The caller must have a single thread.
+    pub fn outsider(&self, life: impl FnOnce() -> Result<()>) -> Result<()> {
+        use nix::unistd::{ForkResult, fork};
+        // SAFETY: there is one thread, so no lock is held that the child would miss.
+        if let ForkResult::Parent { child } = unsafe { fork() }? {
+            nix::sys::wait::waitpid(child, None)?;
+            return Ok(());
+        }
+        // SAFETY: as above.
+        let status = match unsafe { fork() } {
+            Ok(ForkResult::Parent { child }) => {
+                i32::from(fs::write(self.outsider_file(), child.to_string()).is_err())
+            }
+            Ok(ForkResult::Child) => {
+                super::sys::close_inherited();
+                let alone = nix::unistd::setsid();
+                i32::from(alone.is_err() || life().is_err())
+            }
+            Err(_) => 1,
+        };
+        std::process::exit(status)
+    }
+
+    fn outsider_file(&self) -> PathBuf {
+        self.dir.join("outsider")
+    }
+
+    /// Processes beside the tree.
+    pub fn outsiders(&self) -> Vec<i32> {
+        let text = fs::read_to_string(self.outsider_file()).unwrap_or_default();
+        text.lines().filter_map(|l| l.parse().ok()).collect()
+    }
+
     /// Marks that the program comes out of images.
     pub fn restored_file(&self) -> PathBuf {
         self.dir.join("restored")

@@ -13,7 +13,8 @@ pub const PAGE: usize = 4096;
 
 /// Closes what the caller was given beyond stdin, stdout and stderr.
 pub fn close_inherited() {
-    // SAFETY: called first thing in `main`, when nothing here owns a descriptor.
+    // SAFETY: called first thing in `main`, when nothing here owns a descriptor,
+    // and in forks that use nothing of what they were given.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
@@ -214,4 +215,51 @@ pub fn clock_by_call(id: i32) -> i64 {
 /// A number that a descriptor has.
 pub fn raw(fd: &impl std::os::fd::AsRawFd) -> RawFd {
     fd.as_raw_fd()
+}
+
+/// A socket option's bytes, at most `max` of them.
+pub fn get_option(
+    fd: &impl std::os::fd::AsRawFd,
+    level: i32,
+    name: i32,
+    max: usize,
+) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = vec![0u8; max];
+    let mut len = max as libc::socklen_t;
+    let at = bytes.as_mut_ptr().cast();
+    // SAFETY: the buffer has `len` bytes; the kernel writes no more and says how many.
+    let r = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, at, &raw mut len) };
+    if r < 0 {
+        let e = io::Error::last_os_error();
+        return Err(anyhow::Error::new(e).context(format!("option {name} of level {level}")));
+    }
+    bytes.truncate(len as usize);
+    Ok(bytes)
+}
+
+/// Sets a socket option that is a number.
+pub fn set_option(
+    fd: &impl std::os::fd::AsRawFd,
+    level: i32,
+    name: i32,
+    value: i32,
+) -> anyhow::Result<()> {
+    set_option_bytes(fd, level, name, &value.to_ne_bytes())
+}
+
+/// Sets a socket option.
+pub fn set_option_bytes(
+    fd: &impl std::os::fd::AsRawFd,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> anyhow::Result<()> {
+    let (at, len) = (value.as_ptr().cast(), value.len() as libc::socklen_t);
+    // SAFETY: the kernel reads `len` bytes of a live slice.
+    let r = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, at, len) };
+    if r < 0 {
+        let e = io::Error::last_os_error();
+        return Err(anyhow::Error::new(e).context(format!("option {name} of level {level}")));
+    }
+    Ok(())
 }

@@ -19,11 +19,12 @@ use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
-use super::{FilePolicy, TaskFiles, late, sys};
+use super::{Connections, FilePolicy, TaskFiles, late, sys};
 use crate::Refusal;
+use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
 use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
-use crate::socket::unix;
+use crate::socket::{tcp, unix};
 use crate::sys::SysError;
 
 /// Collects the open files of a tree.
@@ -46,6 +47,8 @@ pub struct FileSaver {
     ghosts: Ghosts,
     memfds: Memfds,
     unix: unix::Table,
+    streams: Vec<tcp::Stream>,
+    connections: tcp::Held,
     /// `FLOCK` and similar lines by the file they were seen on.
     locks: late::LocksSeen,
     /// Watched inodes without a name, by the file that watches.
@@ -81,6 +84,8 @@ impl FileSaver {
             ghosts: Ghosts::default(),
             memfds: Memfds::default(),
             unix: unix::Table::default(),
+            streams: Vec::new(),
+            connections: tcp::Held::default(),
             locks: late::LocksSeen::default(),
             nameless: Vec::new(),
         })
@@ -267,7 +272,10 @@ impl FileSaver {
     }
 
     /// Writes all images of files except the tables. Fails if anything was refused.
-    pub fn finish(self, sink: &mut dyn ImageSink) -> Result<(), FileError> {
+    ///
+    /// What it gives keeps the packets of connections away: hold on to it until
+    /// the tree runs on or is gone.
+    pub fn finish(self, sink: &mut dyn ImageSink) -> Result<Connections, FileError> {
         if let Some(first) = self.refusals.first() {
             let count = self.refusals.len();
             return Err(FileError::Refused {
@@ -297,7 +305,16 @@ impl FileSaver {
         self.ghosts.finish(sink)?;
         self.memfds.finish(sink)?;
         self.unix.finish(sink)?;
-        Ok(())
+        for stream in &self.streams {
+            stream.put(sink)?;
+        }
+        if let Some(lock) = self.connections.lock_name() {
+            let network = RcrNetwork {
+                lock: Some(lock.to_owned()),
+            };
+            put_records(sink, Kind::RcrNetwork, ext::NETWORK, &[network])?;
+        }
+        Ok(Connections(self.connections))
     }
 
     /// Writes the table of one `files_id`.

@@ -6,7 +6,7 @@ use super::super::error::{Stop, refuse};
 use super::super::identity::Held;
 use super::super::{epoll, late};
 use super::{FileError, FileSaver};
-use crate::socket::unix;
+use crate::socket::{inet, tcp, unix};
 use crate::task::status::Status;
 
 impl FileSaver {
@@ -32,6 +32,12 @@ impl FileSaver {
             &mut self.unix,
             &rules,
         )?);
+        inet::settle(&mut self.files, &self.policy);
+        if !live {
+            let (stops, streams, held) = tcp::settle(&self.files, descriptions)?;
+            refusals.extend(stops);
+            (self.streams, self.connections) = (streams, held);
+        }
         for saved in self.files.values_mut().filter(|s| s.entry.epfd.is_some()) {
             match epoll::settle(saved, descriptions, live)? {
                 Ok(targets) => saved.extra.epoll_targets = targets,

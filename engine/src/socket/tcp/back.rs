@@ -14,9 +14,8 @@ use super::*;
 use crate::ext::{self, RcrNetwork};
 use crate::file::error::BuildError;
 use crate::file::record::{RcrFile, RcrSocket, RcrSocketOption};
-use crate::image::schema::{InetSkEntry, TcpStreamEntry};
+use crate::image::schema::{InetSkEntry, SkShutdown, TcpStreamEntry};
 use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
-use crate::sys::SysError;
 
 /// The most that one queue may hold; the kernel's own bounds are far below.
 const QUEUE_BYTES_MAX: u32 = 1 << 30;
@@ -42,6 +41,8 @@ struct Waiting {
     last: Vec<RcrSocketOption>,
     /// Our side was shut down behind data never sent.
     shut_down: bool,
+    /// What comes is not wanted (`SHUT_RD`).
+    deaf: bool,
 }
 
 impl Connections {
@@ -101,6 +102,9 @@ impl Waiting {
         if self.shut_down {
             sys::shutdown(fd, libc::SHUT_WR)?;
         }
+        if self.deaf {
+            sys::shutdown(fd, libc::SHUT_RD)?;
+        }
         Ok(())
     }
 }
@@ -116,7 +120,8 @@ fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> SysResult<()> {
 /// Options that have their turn at the very end.
 fn is_late(o: &RcrSocketOption) -> bool {
     let reuse = (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR);
-    let push = o.level == libc::IPPROTO_TCP && [libc::TCP_NODELAY, libc::TCP_CORK].contains(&o.name);
+    let push =
+        o.level == libc::IPPROTO_TCP && [libc::TCP_NODELAY, libc::TCP_CORK].contains(&o.name);
     reuse || push
 }
 
@@ -148,7 +153,12 @@ fn one(
     let peer = address(&more.peer, &isk.dst_addr, isk.dst_port);
     let made = sys::socket(isk.family as i32, isk.r#type as i32, isk.proto as i32)?;
     let fd = made.as_fd();
-    let mut last: Vec<_> = more.options.iter().filter(|o| is_late(o)).cloned().collect();
+    let mut last: Vec<_> = more
+        .options
+        .iter()
+        .filter(|o| is_late(o))
+        .cloned()
+        .collect();
     let now = more.options.iter().filter(|o| !is_late(o) && !is_past(o));
     let now: Vec<_> = now.cloned().collect();
     opts::restore(fd, &now, &isk.opts)?;
@@ -167,6 +177,7 @@ fn one(
             unsent,
             last,
             shut_down,
+            deaf: isk.shutdown == Some(SkShutdown::Read.into()),
         })
     };
     if isk.state == SYN_SENT {
@@ -187,9 +198,19 @@ fn one(
         return Err(BuildError::Images(format!("{image}: queues too long")));
     }
     let received = reader.payload(entry.inq_len.into()).map_err(wrap)?.to_vec();
-    let to_send = reader.payload(entry.outq_len.into()).map_err(wrap)?.to_vec();
-    let unsent = entry.unsq_len.unwrap_or(0);
-    let sent = to_send.len().checked_sub(unsent as usize).ok_or_else(lost)?;
+    let to_send = reader
+        .payload(entry.outq_len.into())
+        .map_err(wrap)?
+        .to_vec();
+    // Behind their FIN only a FIN of ours that counts as sent leads to CLOSING.
+    let unsent = match isk.state {
+        CLOSING => 0,
+        _ => entry.unsq_len.unwrap_or(0),
+    };
+    let sent = to_send
+        .len()
+        .checked_sub(unsent as usize)
+        .ok_or_else(lost)?;
     let sizes = Sizes::enough(fd, isk, &received, &to_send)?;
 
     let base = |seq: u32, len: u32, fin: bool| seq.wrapping_sub(u32::from(fin)).wrapping_sub(len);
@@ -210,7 +231,7 @@ fn one(
     let ends = Ends::of(&local, &peer).ok_or_else(lost)?;
     reach_state(fd, isk.state, &entry, fin_late, (&ends, &local))?;
     windows(fd, &entry)?;
-    verify(fd, &entry, fin_late)?;
+    verify(fd, &entry, unsent, fin_late)?;
     // Their last words come before what shapes how later ones are sent.
     last.splice(0..0, sizes.as_they_were);
     let queue = to_send[sent..].to_vec();
@@ -306,25 +327,32 @@ fn reach_state(
 }
 
 fn windows(fd: BorrowedFd<'_>, entry: &TcpStreamEntry) -> SysResult<()> {
-    let (Some(a), Some(b), Some(c), Some(d), Some(e)) = (
-        entry.snd_wl1,
-        entry.snd_wnd,
-        entry.max_window,
-        entry.rcv_wnd,
-        entry.rcv_wup,
-    ) else {
+    let (Some(wl1), Some(send), Some(receive), Some(wup)) =
+        (entry.snd_wl1, entry.snd_wnd, entry.rcv_wnd, entry.rcv_wup)
+    else {
         // Images of old do not have them.
         return Ok(());
     };
-    let bytes: Vec<u8> = [a, b, c, d, e].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    // The segment size was worked out while the kernel still took the peer's for
+    // the least there is. It does so again when the peer's window exceeds the
+    // largest seen, as the answer to the probe at the end will say.
+    let send = send.saturating_sub(1);
+    let bytes: Vec<u8> = [wl1, send, send, receive, wup]
+        .iter()
+        .flat_map(|w| w.to_ne_bytes())
+        .collect();
     sys::set_socket_option(fd, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW, &bytes)
 }
 
 /// Numbers that are off by one would only show when the peer speaks.
-fn verify(fd: BorrowedFd<'_>, entry: &TcpStreamEntry, fin_late: bool) -> Result<(), BuildError> {
+fn verify(
+    fd: BorrowedFd<'_>,
+    entry: &TcpStreamEntry,
+    left: u32,
+    fin_late: bool,
+) -> Result<(), BuildError> {
     let state = info(fd)?.0;
     let fin = u32::from(fin_pending(state));
-    let left = entry.unsq_len.unwrap_or(0);
     let same = |what: &str, was: u32, is: u32| {
         if was == is {
             return Ok(());
@@ -335,7 +363,11 @@ fn verify(fd: BorrowedFd<'_>, entry: &TcpStreamEntry, fin_late: bool) -> Result<
             is: is.to_string(),
         })
     };
-    same("bytes received", entry.inq_len, sys::bytes_waiting(fd)? as u32)?;
+    same(
+        "bytes received",
+        entry.inq_len,
+        sys::bytes_waiting(fd)? as u32,
+    )?;
     let out = bytes_unacknowledged(fd)?.saturating_sub(fin);
     same("bytes under way", entry.outq_len - left, out)?;
     same("bytes unsent", 0, bytes_unsent(fd)?)?;

@@ -179,13 +179,6 @@ impl Drop for Repaired<'_> {
 }
 
 fn read(isk: &InetSkEntry, fd: BorrowedFd<'_>) -> Result<Stream, Stop> {
-    if receive_with(fd, &mut [0], libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT).is_ok() {
-        return refuse(
-            "TCP connection",
-            "an urgent byte waits to be read, which cannot be made again",
-            "try again when it was read",
-        );
-    }
     let repaired = Repaired::new(fd)?;
     let off = (-1i32).to_ne_bytes();
     if repaired.peek_offset >= 0 {
@@ -235,7 +228,9 @@ fn read(isk: &InetSkEntry, fd: BorrowedFd<'_>) -> Result<Stream, Stop> {
         snd_wscale,
         mss_clamp: get(fd, libc::TCP_MAXSEG)?,
         rcv_wscale: Some(rcv_wscale),
-        timestamp: timestamps.then(|| get(fd, libc::TCP_TIMESTAMP)).transpose()?,
+        timestamp: timestamps
+            .then(|| get(fd, libc::TCP_TIMESTAMP))
+            .transpose()?,
         cork: Some(option(libc::TCP_CORK)?),
         nodelay: Some(option(libc::TCP_NODELAY)?),
         unsq_len: Some(unsent),

@@ -37,7 +37,20 @@ impl Segment {
             to.extend_from_slice(&ends.local);
             to.extend_from_slice(&[0; 8]);
             // The kernel fills in length, id and checksum.
-            let mut head = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
+            let mut head = vec![
+                0x45,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0x40,
+                0,
+                64,
+                libc::IPPROTO_TCP as u8,
+                0,
+                0,
+            ];
             head.extend_from_slice(&ends.peer);
             head.extend_from_slice(&ends.local);
             [head, tcp].concat()

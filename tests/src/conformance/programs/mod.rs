@@ -18,6 +18,8 @@ pub mod seccomp;
 pub mod sharing;
 pub mod signals;
 pub mod sockets;
+pub mod tcp;
+pub mod tcp_states;
 pub mod threads;
 pub mod timers;
 
@@ -44,5 +46,7 @@ pub const ALL: &[&[Case]] = &[
     notify::CASES,
     pidfds::CASES,
     sockets::CASES,
+    tcp::CASES,
+    tcp_states::CASES,
     refusals::CASES,
 ];

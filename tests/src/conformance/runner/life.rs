@@ -117,7 +117,7 @@ impl Run<'_> {
                 Mode::LeaveRunning => self.dump(cycle, true)?,
                 Mode::Restore | Mode::Again => {
                     self.dump(cycle, false)?;
-                    reap_all()?;
+                    reap_all(&self.stage.outsiders())?;
                     if let Some(forge) = forged {
                         forge.apply(&self.stage.images(cycle), self.root)?;
                     }
@@ -220,8 +220,10 @@ impl Run<'_> {
         if leave_running {
             command.arg("--leave-running");
         }
-        if self.case.tcp == TcpPolicy::Close {
-            command.arg("--close-tcp");
+        match self.case.tcp {
+            TcpPolicy::Refuse => {}
+            TcpPolicy::Close => drop(command.arg("--close-tcp")),
+            TcpPolicy::Carry => drop(command.arg("--tcp-established")),
         }
         if let Some(c) = &self.cgroup {
             command.arg("--cgroup").arg(&c.dir);

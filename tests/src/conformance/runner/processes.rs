@@ -35,15 +35,22 @@ pub(super) fn reap_if_ended(pid: i32) -> Result<Option<WaitStatus>> {
 }
 
 /// Takes the exit status of every child that has ended or is about to: the
-/// whole tree was killed.
-pub(super) fn reap_all() -> Result<()> {
+/// whole tree was killed. `others` live on.
+pub(super) fn reap_all(others: &[i32]) -> Result<()> {
     let end = Instant::now() + PATIENCE;
+    let me = std::process::id() as i32;
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) if Instant::now() > end => {
-                bail!("a killed process does not end");
+            Ok(WaitStatus::StillAlive) => {
+                let all = Tree::Root(me).scan()?;
+                if all.iter().all(|p| p.pid == me || others.contains(&p.pid)) {
+                    return Ok(());
+                }
+                if Instant::now() > end {
+                    bail!("a killed process does not end");
+                }
+                std::thread::sleep(POLL);
             }
-            Ok(WaitStatus::StillAlive) => std::thread::sleep(POLL),
             Ok(_) => {}
             Err(Errno::ECHILD) => return Ok(()),
             Err(e) => return Err(e.into()),
