@@ -103,6 +103,9 @@ pub struct RcrThread {
     /// Deadline period, ns.
     #[prost(uint64, required, tag = "7")]
     pub sched_period: u64,
+    /// An interrupted call with what is left of its timeout.
+    #[prost(message, optional, tag = "30")]
+    pub nap: Option<RcrNap>,
     /// Chain of seccomp filters: indexes into `seccomp.img`, oldest first.
     #[prost(uint32, repeated, tag = "8")]
     pub seccomp_chain: Vec<u32>,
@@ -118,6 +121,17 @@ pub struct RcrNetwork {
 
 /// Name of [`RcrNetwork`]'s image.
 pub const NETWORK: &str = "rcr-network.img";
+
+/// A system call that the kernel would have gone on with by itself.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct RcrNap {
+    /// Its number.
+    #[prost(int64, required, tag = "1")]
+    pub call: i64,
+    /// What is left of its relative timeout, nanoseconds.
+    #[prost(int64, optional, tag = "2")]
+    pub left_ns: Option<i64>,
+}
 
 /// Name of [`RcrInventory`]'s image.
 pub const INVENTORY: &str = "rcr-inventory.img";

@@ -37,6 +37,7 @@ use crate::memory::vdso::Vdso;
 use crate::namespace::{self, MountPolicy, NamespaceError, NsIds, NsKind};
 use crate::remote::RemoteError;
 use crate::sys::SysError;
+use crate::task::nap::Naps;
 use crate::task::seccomp::FilterTable;
 
 use sharing::Sharing;
@@ -149,6 +150,7 @@ pub struct JournalStream {
 struct Dump<'a> {
     sink: &'a mut dyn ImageSink,
     sharing: Sharing,
+    naps: &'a Naps,
     files: FileSaver,
     filters: FilterTable,
     shared: Objects,
@@ -237,6 +239,7 @@ pub fn dump(
     let mut dump = Dump {
         sink,
         sharing,
+        naps: &frozen.naps,
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),
@@ -266,6 +269,7 @@ pub fn dump(
     let Dump {
         sink,
         sharing: _,
+        naps: _,
         mut files,
         filters,
         shared,

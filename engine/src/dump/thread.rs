@@ -89,7 +89,12 @@ impl Dump<'_> {
         };
         sched::save(pid, tid, &mut core, &mut ext)
             .map_err(DumpError::io(format!("scheduling of {tid}")))?;
-        let regs = arch::restart_syscall(t.saved.regs());
+        let mut regs = arch::restart_syscall(t.saved.regs());
+        ext.nap = self.naps.save(tid, t.saved.regs());
+        if let Some(nap) = &ext.nap {
+            // The kernel may have called it restart_syscall(2).
+            regs.rax = nap.call as u64;
+        }
         let entry = CoreEntry {
             mtype: March::X8664 as i32,
             thread_info: Some(ThreadInfoX86 {

@@ -16,6 +16,7 @@ use crate::file::Connections;
 use crate::sys::SysError;
 use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
+use crate::task::nap::Naps;
 use crate::tree::{Process, Tree, list_tids, thread_is_dead};
 
 pub use cgroup::CgroupFreezer;
@@ -85,6 +86,8 @@ pub struct FrozenProcess {
 pub struct Frozen {
     /// The processes, parents before children; zombies too.
     pub processes: Vec<FrozenProcess>,
+    /// What threads were sleeping in when they were stopped.
+    pub naps: Naps,
     traced: BTreeSet<i32>,
     connections: RefCell<Connections>,
     /// ptrace belongs to a thread.
@@ -165,9 +168,14 @@ impl Drop for Frozen {
 
 /// Freezes a tree.
 pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
+    let naps = Naps::note(tree).map_err(|source| FreezeError::Io {
+        what: "looking at sleeping threads".into(),
+        source,
+    })?;
     let freezer = tree.cgroup().map(CgroupFreezer::freeze).transpose()?;
     let mut frozen = Frozen {
         processes: Vec::new(),
+        naps,
         traced: BTreeSet::new(),
         connections: RefCell::default(),
         _not_send: PhantomData,
@@ -201,6 +209,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
         }
         if !grown {
             frozen.forget_strangers(&processes);
+            frozen.naps.all_stopped();
             frozen.processes = processes
                 .into_iter()
                 .map(|info| {

@@ -86,6 +86,11 @@ impl Arena {
         self.base + self.len
     }
 
+    /// A `syscall` instruction in it.
+    pub fn syscall_insn(&self) -> u64 {
+        self.base + INTERPRETER.done_offset() - SYSCALL_INSN.len() as u64
+    }
+
     /// Where a frame lies by which a task returns should we be gone.
     pub fn frame(&self) -> u64 {
         self.base + CODE_BYTES + DONE_BYTES

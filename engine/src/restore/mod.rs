@@ -36,7 +36,7 @@ use crate::remote::{Arena, RemoteError, Tracee};
 use crate::sys::SysError;
 use crate::sys::process::tgkill;
 use crate::sys::ptrace;
-use crate::task::registers;
+use crate::task::{nap, registers};
 
 use images::Images;
 
@@ -137,6 +137,18 @@ impl Restored {
     /// Gives every thread its registers and lets all go.
     pub fn resume(mut self) -> Result<(), RestoreError> {
         std::mem::take(&mut self.connections).speak()?;
+        let mut regs = BTreeMap::new();
+        for (p, live) in self.images.live() {
+            let (arena, _) = self.ways_out[&p.pid];
+            for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
+                let saved = arch::restart_syscall(&registers::load(&t.info.gpregs));
+                let again = match &t.ext.nap {
+                    Some(n) => nap::restore(t.tid, arena, &saved, n)?,
+                    None => None,
+                };
+                regs.insert(t.tid, again.unwrap_or(saved));
+            }
+        }
         for (p, _) in self.images.live() {
             let (arena, insn) = self.ways_out[&p.pid];
             if let Some(insn) = insn {
@@ -152,8 +164,7 @@ impl Restored {
                 threads::end_leader(p.pid, status, live, way)?;
             }
             for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
-                let regs = registers::load(&t.info.gpregs);
-                ptrace::set_regs(t.tid, &arch::restart_syscall(&regs))?;
+                ptrace::set_regs(t.tid, &regs[&t.tid])?;
                 ptrace::set_sigmask(t.tid, t.core.blk_sigset.unwrap_or(live.tc.blk_sigset))?;
             }
         }

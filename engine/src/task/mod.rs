@@ -6,6 +6,7 @@
 
 pub mod creds;
 pub mod limits;
+pub mod nap;
 pub mod registers;
 pub mod sched;
 pub mod seccomp;

@@ -9,4 +9,4 @@ pub use frame::{FRAME_BYTES_MAX, return_frame};
 pub use interpreter::{
     DONE_SIGNAL, ENTRY_BYTES, Entry, INTERPRETER, REMOTE_SIGMASK, STOP_ON_ERROR, SYSCALL_INSN,
 };
-pub use regs::{point_at, restart_syscall, set_call};
+pub use regs::{interrupted_call, point_at, restart_syscall, set_call};

@@ -44,7 +44,8 @@ pub fn set_call(regs: &Regs, ip: u64, nr: i64, a: [u64; 6]) -> Regs {
 /// space, since the kernel's own memory of it does not survive.
 ///
 /// A call that the kernel would resume through its restart block (nanosleep,
-/// poll, futex with a relative timeout) starts over with its full timeout.
+/// poll, futex with a relative timeout) starts over with its full timeout;
+/// `task::nap` makes up for that.
 pub fn restart_syscall(regs: &Regs) -> Regs {
     let mut r = *regs;
     if (r.orig_rax as i64) < 0 {
@@ -59,6 +60,17 @@ pub fn restart_syscall(regs: &Regs) -> Regs {
     }
     r.orig_rax = u64::MAX;
     r
+}
+
+/// Registers about to make a call by [`restart_syscall`], as the kernel leaves
+/// them when the call was interrupted with `result`.
+pub fn interrupted_call(regs: &Regs, nr: i64, result: i64) -> Regs {
+    Regs {
+        rip: regs.rip + 2,
+        rax: result as u64,
+        orig_rax: nr as u64,
+        ..*regs
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod files;
 pub mod leaders;
 pub mod memory;
 pub mod namespaces;
+pub mod naps;
 pub mod notify;
 pub mod pidfds;
 pub mod pipes;
@@ -35,6 +36,7 @@ pub const ALL: &[&[Case]] = &[
     blocked::CASES,
     signals::CASES,
     timers::CASES,
+    naps::CASES,
     clocks::CASES,
     process::CASES,
     sharing::CASES,
