@@ -12,7 +12,8 @@ use super::pidfd::Dead;
 use super::pipe::PipesBack;
 use super::record::{Fate, RcrFile, RcrFilesHead};
 use super::{
-    RestoreEnv, Target, epoll, eventfd, fanotify, inotify, late, pidfd, reg, signalfd, sys, timerfd,
+    RestoreEnv, Target, epoll, eventfd, fanotify, inotify, late, nsfd, pidfd, reg, signalfd, sys,
+    timerfd,
 };
 use crate::image::schema::{
     FdTypes, FdinfoEntry, FileEntry, RegFileEntry, RemapFilePathEntry, UnixSkEntry,
@@ -58,6 +59,7 @@ impl<'a> FileBuilder<'a> {
     pub fn new(source: &'a dyn ImageSource, env: &'a dyn RestoreEnv) -> Result<Self, FileError> {
         sys::raise_open_file_limit()?;
         let entries = get_records::<FileEntry>(source, Kind::Files, names::FILES)?;
+        let entries: BTreeMap<u32, FileEntry> = entries.into_iter().map(|e| (e.id, e)).collect();
         let remaps: Vec<RemapFilePathEntry> =
             get_records(source, Kind::RemapFpath, names::REMAP_FPATH)?;
         let mut saved_realtime = Duration::ZERO;
@@ -70,18 +72,31 @@ impl<'a> FileBuilder<'a> {
                 extras.insert(extra.id, extra);
             }
         }
-        let dead = Dead::new(entries.iter().filter_map(|e| e.pidfd.as_ref()));
+        let dead = Dead::new(entries.values().filter_map(|e| e.pidfd.as_ref()));
+        let mut pipes = PipesBack::load(source)?;
+        for extra in extras.values().filter(|e| !e.packets.is_empty()) {
+            let of = entries.get(&extra.id);
+            let pipe = of.and_then(|e| e.pipe.as_ref().map(|p| p.pipe_id));
+            let fifo = of.and_then(|e| e.fifo.as_ref().map(|f| f.pipe_id));
+            if let Some(pipe_id) = pipe.or(fifo) {
+                pipes.divide(pipe_id, &extra.packets);
+            }
+        }
+        let ghosts = Revived::new(remaps, |id| {
+            let flags = entries.get(&id)?.reg.as_ref()?.flags;
+            Some((flags, extras.get(&id)?))
+        });
         Ok(Self {
             source,
             env,
             saved_realtime,
-            entries: entries.into_iter().map(|e| (e.id, e)).collect(),
+            entries,
             extras,
             opened: BTreeMap::new(),
             under_way: BTreeSet::new(),
-            pipes: PipesBack::load(source)?,
+            pipes,
             memfds: MemfdsBack::load(source)?,
-            ghosts: Revived::new(remaps),
+            ghosts,
             queues: unix_back::load_queues(source)?,
             dead,
             connections: tcp::Connections::load(source)?,
@@ -265,9 +280,14 @@ impl<'a> FileBuilder<'a> {
                 let path = fifo.regf_id.and_then(|id| self.entries.get(&id));
                 let reg = path.and_then(|e| e.reg.clone()).ok_or_else(incomplete)?;
                 let path_extra = self.extras.get(&reg.id);
-                let env = self.env;
+                let (env, source) = (self.env, self.source);
+                let ghosts = &mut self.ghosts;
                 return self.pipes.open_fifo(&fifo, flags, || {
-                    reg::restore(&reg, path_extra, root(env, path_extra)?)
+                    let root = root(env, path_extra)?;
+                    match ghosts.remaps.get(&reg.id).copied() {
+                        Some(ghost) => ghosts.open(ghost, &reg, root, source),
+                        None => reg::restore(&reg, path_extra, root),
+                    }
                 });
             }
             FdTypes::Memfd => {
@@ -309,6 +329,10 @@ impl<'a> FileBuilder<'a> {
                     return pidfd::stand_in();
                 }
                 (pidfd::restore(e, extra, &mut self.dead)?, e.flags)
+            }
+            FdTypes::Ns => {
+                let e = entry.nsf.as_ref().ok_or_else(incomplete)?;
+                (nsfd::restore(extra, self.env)?, e.flags)
             }
             FdTypes::Inetsk => {
                 let e = entry.isk.as_ref().ok_or_else(incomplete)?;

@@ -54,6 +54,8 @@ pub(crate) struct Watched {
 pub(crate) struct Lock {
     /// `POSIX`, `FLOCK`, `OFDLCK`, `LEASE`, …
     pub class: String,
+    /// `ADVISORY`; for leases `ACTIVE`, `BREAKING` or `BREAKER`.
+    pub state: String,
     pub write: bool,
     pub pid: i32,
     pub start: u64,
@@ -154,7 +156,8 @@ fn watched(s: &str) -> Option<Watched> {
 fn lock(s: &str) -> Option<Lock> {
     let mut words = s.split_whitespace().skip(1);
     let class = words.next()?.to_owned();
-    let write = words.nth(1)?.ends_with("WRITE");
+    let state = words.next()?.to_owned();
+    let write = words.next()?.ends_with("WRITE");
     let pid = words.next()?.parse().ok()?;
     let start = words.nth(1)?.parse().ok()?;
     let end = match words.next()? {
@@ -163,6 +166,7 @@ fn lock(s: &str) -> Option<Lock> {
     };
     Some(Lock {
         class,
+        state,
         write,
         pid,
         start,

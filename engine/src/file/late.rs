@@ -1,7 +1,7 @@
 //! What only a holder of a file can do: epoll interest, SIGIO owners, record
 //! locks, and listening once more so that peers see the right process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use crate::socket::unix::LISTEN;
 use crate::sys::{SysError, SysResult};
 
 const EPOLL_CTL_ADD: i32 = libc::EPOLL_CTL_ADD;
+const F_SETLEASE: i32 = 1024;
 /// `pid` of a lock that belongs to the description.
 const OF_DESCRIPTION: i32 = -1;
 
@@ -59,6 +60,16 @@ impl LocksSeen {
                     }
                     "POSIX" => slot.pid,
                     "OFDLCK" => OF_DESCRIPTION,
+                    "LEASE" if lock.state == "ACTIVE" => {
+                        saved.extra.lease = Some(kind);
+                        continue;
+                    }
+                    "LEASE" => {
+                        let reason = "its lease is about to be broken by another process";
+                        let stop = refuse::<()>("file lease", reason, "try again");
+                        refusals.extend(stop.err().map(|s| (id, s)));
+                        continue;
+                    }
                     other => {
                         let reason = format!("a {} on it is not carried", other.to_lowercase());
                         let stop = refuse::<()>("file lease", reason, "untag the unit");
@@ -109,6 +120,22 @@ pub(super) fn lock_description(extra: Option<&RcrFile>, fd: BorrowedFd<'_>) -> S
     Ok(())
 }
 
+/// A descriptor table by numbers.
+struct Numbers<'a> {
+    entries: HashMap<u32, &'a FdinfoEntry>,
+    /// Above all of them.
+    end: u32,
+}
+
+impl<'a> Numbers<'a> {
+    fn new(table: &'a [FdinfoEntry]) -> Self {
+        Self {
+            entries: table.iter().map(|e| (e.fd, e)).collect(),
+            end: table.iter().map(|e| e.fd + 1).max().unwrap_or(0),
+        }
+    }
+}
+
 impl FileBuilder<'_> {
     /// Appends what task `pid` adds to its epoll instances, while it may still
     /// trace us. `table` is its own, placed.
@@ -118,8 +145,17 @@ impl FileBuilder<'_> {
         table: &[FdinfoEntry],
         program: &mut Program,
     ) -> Result<(), FileError> {
+        let here = Numbers::new(table);
         for (fd, entry, extra) in self.duties(pid, table) {
-            self.watch(&entry, &extra, fd, table, program)?;
+            self.watch(&entry, &extra, fd, &here, program)?;
+            if let Some(kind) = extra.lease {
+                let args = [
+                    Arg::Imm(fd.into()),
+                    F_SETLEASE.into(),
+                    Arg::Imm(kind.into()),
+                ];
+                program.call(libc::SYS_fcntl, format!("lease on fd {fd}"), &args);
+            }
         }
         Ok(())
     }
@@ -202,14 +238,14 @@ impl FileBuilder<'_> {
         entry: &FileEntry,
         extra: &RcrFile,
         epfd: u32,
-        table: &[FdinfoEntry],
+        numbers: &Numbers<'_>,
         program: &mut Program,
     ) -> Result<(), FileError> {
         let Some(epoll) = &entry.epfd else {
             return Ok(());
         };
         for (i, w) in epoll.tfd.iter().enumerate() {
-            let here = table.iter().find(|e| e.fd == w.tfd);
+            let here = numbers.entries.get(&w.tfd).copied();
             // Images of others do not say more than the number.
             let target = extra.epoll_targets.get(i).copied().or(here.map(|e| e.id));
             let Some(target) = target else {
@@ -220,12 +256,7 @@ impl FileBuilder<'_> {
                 add(epfd, w, program);
             } else {
                 let ours = self.open(target)?.as_raw_fd();
-                let high = table
-                    .iter()
-                    .map(|e| e.fd + 1)
-                    .max()
-                    .unwrap_or(0)
-                    .max(w.tfd + 1);
+                let high = numbers.end.max(w.tfd + 1);
                 add_elsewhere(epfd, w, ours, here, high, program);
             }
         }

@@ -27,6 +27,7 @@ pub(crate) mod identity;
 mod inotify;
 mod late;
 mod memfd;
+mod nsfd;
 mod pidfd;
 mod pipe;
 pub(crate) mod record;
@@ -47,7 +48,8 @@ use std::time::Duration;
 pub use builder::{FileBuilder, SilentConnections};
 pub use error::{BuildError, FileError};
 pub use record::{
-    Fate, RcrFile, RcrFilesHead, RcrLock, RcrPidfd, RcrSocket, RcrSocketOption, RcrWatched,
+    Fate, RcrFile, RcrFilesHead, RcrLock, RcrNamespaceFd, RcrPidfd, RcrSocket, RcrSocketOption,
+    RcrWatched,
 };
 pub use saver::FileSaver;
 
@@ -129,7 +131,7 @@ impl FilePolicy {
             skip_in_flight: false,
             unix: UnixPolicy::default(),
             payload: true,
-            ghost_bytes_max: 64 << 20,
+            ghost_bytes_max: 1 << 30,
         }
     }
 
@@ -150,6 +152,10 @@ pub trait RestoreEnv {
     /// A file that takes what is written to the journal stream `id` until it
     /// is connected again; opened anew for each call.
     fn journal_interim(&self, id: u32) -> io::Result<OwnedFd>;
+
+    /// The namespace of that kind (as `/proc/PID/ns` calls it) that a process
+    /// of the images has, or our own.
+    fn namespace(&self, kind: &str, pid: Option<i32>) -> io::Result<OwnedFd>;
 
     /// How long the tasks were away, by the wall clock.
     fn away(&self) -> Duration;

@@ -35,6 +35,8 @@ struct Seen {
     writers: bool,
     packets: bool,
     content: Option<(PipeDataEntry, Vec<u8>)>,
+    /// How the content is divided, in packet mode.
+    lengths: Vec<u32>,
 }
 
 /// Saves one end of a pipe.
@@ -83,6 +85,7 @@ impl Pipes {
             writers: false,
             packets: false,
             content: None,
+            lengths: Vec::new(),
         });
         let mode = file.info.flags & libc::O_ACCMODE as u32;
         seen.readers |= mode != libc::O_WRONLY as u32;
@@ -116,16 +119,14 @@ impl Pipes {
                 refusals.extend(stop.err().map(|s| (seen.first_file, s)));
                 continue;
             }
-            if !payload || !seen.readers {
+            // What nobody can read any more is gone; a named pipe can be opened.
+            if !payload || !seen.readers && !seen.fifo {
                 continue;
             }
             let size = sys::fcntl_int(fd, "fcntl(F_GETPIPE_SZ)", F_GETPIPE_SZ, 0)?;
-            let data = contents(fd, size)?;
-            if seen.packets && !data.is_empty() {
-                let reason = format!("pipe:[{ino}] holds packets (O_DIRECT) that were not read");
-                let stop = refuse::<()>("pipe", reason, "try again when they are");
-                refusals.extend(stop.err().map(|s| (seen.first_file, s)));
-                continue;
+            let (data, pieces) = contents(fd, size)?;
+            if seen.packets {
+                seen.lengths = pieces;
             }
             let head = PipeDataEntry {
                 pipe_id: ino,
@@ -135,6 +136,12 @@ impl Pipes {
             seen.content = Some((head, data));
         }
         Ok(refusals)
+    }
+
+    /// The packets in each pipe, by the pipe's first file.
+    pub(crate) fn packets(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        let held = self.seen.values().filter(|s| !s.lengths.is_empty());
+        held.map(|s| (s.first_file, s.lengths.as_slice()))
     }
 
     /// Writes what was buffered.
@@ -167,11 +174,12 @@ fn other_end_closed(fd: BorrowedFd<'_>) -> SysResult<bool> {
     Ok(events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
-/// What is buffered, left in place.
-fn contents(fd: BorrowedFd<'_>, size: i32) -> SysResult<Vec<u8>> {
+/// What is buffered, left in place, and the lengths of the pieces in which it
+/// is read: packets, if there are any.
+fn contents(fd: BorrowedFd<'_>, size: i32) -> SysResult<(Vec<u8>, Vec<u32>)> {
     let waiting = sys::bytes_waiting(fd)?;
     if waiting == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let reader = sys::reopen(fd, libc::O_RDONLY | libc::O_NONBLOCK)?;
     let (out, into) =
@@ -188,10 +196,14 @@ fn contents(fd: BorrowedFd<'_>, size: i32) -> SysResult<Vec<u8>> {
     }
     let mut data = vec![0; n];
     let mut at = 0;
+    let mut pieces = Vec::new();
     while at < n {
-        at += read(&out, &mut data[at..]).map_err(|e| SysError::new("read", "pipe copy", e))?;
+        let piece =
+            read(&out, &mut data[at..]).map_err(|e| SysError::new("read", "pipe copy", e))?;
+        pieces.push(piece as u32);
+        at += piece;
     }
-    Ok(data)
+    Ok((data, pieces))
 }
 
 /// A pipe that exists again.
@@ -209,6 +221,8 @@ pub(crate) struct PipesBack {
     content: BTreeMap<u32, (PipeDataEntry, Vec<u8>)>,
     /// Both ends of each, kept until all files are placed.
     bases: BTreeMap<u32, Base>,
+    /// Lengths of packets, by pipe.
+    packets: BTreeMap<u32, Vec<u32>>,
 }
 
 impl PipesBack {
@@ -230,7 +244,13 @@ impl PipesBack {
         Ok(Self {
             content,
             bases: BTreeMap::new(),
+            packets: BTreeMap::new(),
         })
+    }
+
+    /// Notes how a pipe's content is divided.
+    pub(crate) fn divide(&mut self, pipe_id: u32, lengths: &[u32]) {
+        self.packets.insert(pipe_id, lengths.to_vec());
     }
 
     /// Opens one end of a pipe; the pipe itself is made at its first end.
@@ -305,10 +325,15 @@ impl PipesBack {
             sys::fcntl_int(writer, "fcntl(F_SETPIPE_SZ)", F_SETPIPE_SZ, size as i32)?;
         }
         let flags = sys::status_flags(writer)?;
-        sys::set_status_flags(writer, flags | libc::O_NONBLOCK)?;
+        let packets = self.packets.get(&pipe_id);
+        let mode = packets.map_or(0, |_| libc::O_DIRECT);
+        let mut lengths = packets.into_iter().flatten();
+        sys::set_status_flags(writer, flags | libc::O_NONBLOCK | mode)?;
         let mut rest = data.as_slice();
         while !rest.is_empty() {
-            let n = write(writer, rest)
+            let piece = lengths.next().map_or(rest.len(), |&l| l as usize);
+            let piece = rest.get(..piece).unwrap_or(rest);
+            let n = write(writer, piece)
                 .map_err(|e| SysError::new("write", format!("pipe {}", writer.as_raw_fd()), e))?;
             rest = &rest[n..];
         }

@@ -71,6 +71,36 @@ pub struct RcrFile {
     /// mounts by their place in the entry's list.
     #[prost(uint32, repeated, packed = "false", tag = "33")]
     pub filesystem_marks: Vec<u32>,
+    /// For the first file of a pipe: lengths of the packets in it.
+    #[prost(uint32, repeated, tag = "34")]
+    pub packets: Vec<u32>,
+    /// For unlinked files: it was opened without ever having a name (O_TMPFILE).
+    #[prost(bool, optional, tag = "35")]
+    pub nameless: Option<bool>,
+    /// For files that live on under another name, the one in their entry: the
+    /// name they were opened by, which they have no more.
+    #[prost(string, optional, tag = "36")]
+    pub former_name: Option<String>,
+    /// A lease: `F_RDLCK` or `F_WRLCK`.
+    #[prost(uint32, optional, tag = "37")]
+    pub lease: Option<u32>,
+    /// For descriptors of namespaces.
+    #[prost(message, optional, tag = "38")]
+    pub namespace: Option<RcrNamespaceFd>,
+}
+
+/// A namespace that a descriptor stands for.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrNamespaceFd {
+    /// As `/proc/PID/ns` calls it.
+    #[prost(string, required, tag = "1")]
+    pub kind: String,
+    /// It is the host's.
+    #[prost(bool, required, tag = "2")]
+    pub host: bool,
+    /// Else: a process of the tree that lives in it.
+    #[prost(int32, optional, tag = "3")]
+    pub pid: Option<i32>,
 }
 
 /// Where a watched inode is.

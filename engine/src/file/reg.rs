@@ -166,10 +166,41 @@ pub(crate) fn restore(
 ) -> Result<OwnedFd, BuildError> {
     let name = CString::new(reg.name.as_bytes())
         .map_err(|_| BuildError::Images("a path contains NUL".into()))?;
-    let fd = sys::open_in_root(root, &name, open_flags(reg.flags), 0)?;
+    let former = extra.and_then(|e| e.former_name.as_deref());
+    let fd = match former {
+        Some(former) => by_former_name(reg, former, root)?,
+        None => sys::open_in_root(root, &name, open_flags(reg.flags), 0)?,
+    };
     check_same(reg, extra, fd.as_fd())?;
     seek(fd.as_fd(), reg)?;
     Ok(fd)
+}
+
+/// Opens a file by a name it has lost, if that is free; then it is lost again.
+fn by_former_name(
+    reg: &RegFileEntry,
+    former: &str,
+    root: BorrowedFd<'_>,
+) -> Result<OwnedFd, BuildError> {
+    use nix::fcntl::{AT_FDCWD, AtFlags};
+    let c = |s: &str| CString::new(s).map_err(|_| BuildError::Images("NUL in a path".into()));
+    let file = sys::open_in_root(root, &c(&reg.name)?, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
+    let (dir, base) = former.rsplit_once('/').unwrap_or(("", former));
+    let dir = if dir.is_empty() { "/" } else { dir };
+    let flags = open_flags(reg.flags);
+    let magic = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let Ok(dir) = sys::open_in_root(root, &c(dir)?, libc::O_PATH | libc::O_DIRECTORY, 0) else {
+        return Ok(sys::reopen(file.as_fd(), flags)?);
+    };
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    if nix::unistd::linkat(AT_FDCWD, magic.as_str(), &dir, base, follow).is_err() {
+        // The name has another file, or the file system has no links.
+        return Ok(sys::reopen(file.as_fd(), flags)?);
+    }
+    let fd = sys::open_in_root(dir.as_fd(), &c(base)?, flags, 0);
+    nix::unistd::unlinkat(&dir, base, nix::unistd::UnlinkatFlags::NoRemoveDir)
+        .map_err(|e| SysError::new("unlinkat", former, e))?;
+    Ok(fd?)
 }
 
 /// The flags to open a file with that had `flags` when it was saved.

@@ -3,7 +3,7 @@
 
 use std::fs::{DirEntry, read_dir};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirEntryExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::fstat;
@@ -54,6 +54,49 @@ pub(crate) fn find(mark: &Mark, file: &Examined<'_>) -> SysResult<Place> {
         }
     }
     Ok(Place::Lost)
+}
+
+/// Another name of a file that has lost the one it was opened by: first where
+/// that was, then anywhere on its mount.
+pub(crate) fn other_name(file: &Examined<'_>, lost: &str) -> SysResult<Option<String>> {
+    let id = file
+        .info
+        .other("mnt_id")
+        .and_then(|v| v.parse::<u32>().ok());
+    let mounts = mounts(file.task)?;
+    let by_id = mounts.iter().find(|m| Some(m.id) == id);
+    // Those without a descriptor show no mount: the one their name is below.
+    let below = |m: &&MountInfo| Path::new(lost).starts_with(&m.mountpoint);
+    let longest = mounts
+        .iter()
+        .filter(below)
+        .max_by_key(|m| m.mountpoint.as_os_str().len());
+    let Some(mount) = by_id.or(longest) else {
+        return Ok(None);
+    };
+    let wanted = |path: &Path| {
+        let fd = open_path(path)?;
+        let stat = fstat(&fd).ok()?;
+        ((stat.st_dev, stat.st_ino) == file.inode()).then_some(fd)
+    };
+    let dir = Path::new(lost).parent().unwrap_or(Path::new("/"));
+    let near = dir
+        .strip_prefix(&mount.mountpoint)
+        .ok()
+        .map(|d| mount.mountpoint.join(d));
+    for (top, deep) in near
+        .iter()
+        .map(|d| (d.as_path(), false))
+        .chain([(mount.mountpoint.as_path(), true)])
+    {
+        if let Some(fd) = walk(file.task, top, file.stat.st_ino, deep, wanted)
+            && let Place::Named(place) = name_of(fd.as_fd(), file)?
+            && place.mnt_ns == Some(file.task.mnt_ns)
+        {
+            return Ok(place.path);
+        }
+    }
+    Ok(None)
 }
 
 /// The root of the mount a mark sits on, or of one of its file system's mounts.
@@ -110,16 +153,30 @@ fn by_handle(mark: &Mark, mount: BorrowedFd<'_>) -> Option<OwnedFd> {
     is_marked(mark, fd.as_fd()).then_some(fd)
 }
 
-/// Goes through the names of a file system, breadth first.
+/// Looks for a mark by going through names.
 fn by_number(mark: &Mark, task: &TaskFiles<'_>, mount: &MountInfo) -> Option<OwnedFd> {
+    let marked = |path: &Path| open_path(path).filter(|fd| is_marked(mark, fd.as_fd()));
+    walk(task, &mount.mountpoint, mark.ino?, true, marked)
+}
+
+/// Goes through the names below a directory of the task, breadth first, for
+/// one of inode number `ino` that `take` agrees to.
+fn walk(
+    task: &TaskFiles<'_>,
+    top: &Path,
+    ino: u64,
+    deep: bool,
+    take: impl Fn(&Path) -> Option<OwnedFd>,
+) -> Option<OwnedFd> {
     let root = PathBuf::from(format!("/proc/{}/root", task.pid));
-    let below = mount.mountpoint.strip_prefix("/").ok()?;
-    let top = root.join(below);
-    let mut dirs = std::collections::VecDeque::from([top.clone()]);
-    let mut looked = 0;
-    if let Some(fd) = marked_at(mark, &top) {
+    let top = root.join(top.strip_prefix("/").ok()?);
+    if let Some(fd) = take(&top) {
         return Some(fd);
     }
+    let dev = std::fs::metadata(&top).ok()?.dev();
+    let mut dirs = std::collections::VecDeque::from([top]);
+    let mut looked = 0;
+    let on = |e: &DirEntry| e.metadata().ok().map(|m| m.dev());
     while let Some(dir) = dirs.pop_front() {
         // What cannot be read, or is gone meanwhile, is not what we look for.
         for entry in read_dir(&dir).into_iter().flatten().flatten() {
@@ -127,12 +184,12 @@ fn by_number(mark: &Mark, task: &TaskFiles<'_>, mount: &MountInfo) -> Option<Own
             if looked > NAMES_MAX {
                 return None;
             }
-            if Some(entry.ino()) == mark.ino
-                && let Some(fd) = marked_at(mark, &entry.path())
+            if entry.ino() == ino
+                && let Some(fd) = take(&entry.path())
             {
                 return Some(fd);
             }
-            if is_dir(&entry) {
+            if deep && is_dir(&entry) && on(&entry) == Some(dev) {
                 dirs.push_back(entry.path());
             }
         }
@@ -144,14 +201,14 @@ fn is_dir(entry: &DirEntry) -> bool {
     entry.file_type().is_ok_and(|t| t.is_dir())
 }
 
-fn marked_at(mark: &Mark, path: &Path) -> Option<OwnedFd> {
+fn open_path(path: &Path) -> Option<OwnedFd> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
         .open(path)
         .ok()?;
-    is_marked(mark, file.as_fd()).then_some(file.into())
+    Some(file.into())
 }
 
 /// Whether a watch on `fd` is one on the same inode: stat(2) may show other

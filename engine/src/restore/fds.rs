@@ -25,13 +25,15 @@ impl Step<'_, '_> {
         let mut sorted: Vec<&FdinfoEntry> = fdinfo.iter().collect();
         sorted.sort_by_key(|e| e.fd);
         let mut used = BTreeSet::from([pidfd_at]);
+        let mut lowest_free = 0;
         for e in sorted {
             let fd = self.files.open(e.id)?.as_raw_fd();
             let wanted = e.fd as i32;
             // The kernel gives the lowest free number, so it is known here.
-            let given = (0..)
-                .find(|n| !used.contains(n))
-                .expect("numbers do not end");
+            while used.contains(&lowest_free) {
+                lowest_free += 1;
+            }
+            let given = lowest_free;
             let op = take(p, pidfd, fd);
             let cloexec = e.flags & CLOEXEC != 0;
             if given == wanted {

@@ -94,6 +94,25 @@ impl Worlds {
         }
     }
 
+    /// A namespace of a process, opened.
+    fn descriptor(&self, kind: &str, ids: &TaskKobjIdsEntry) -> io::Result<OwnedFd> {
+        let found = match kind {
+            "mnt" => foreign(ids.mnt_ns_id, self.host.mnt_ns_id)
+                .and_then(|i| self.mounts.get(&i))
+                .map(|ns| ns.ns()),
+            "uts" => foreign(ids.uts_ns_id, self.host.uts_ns_id)
+                .and_then(|i| self.uts.get(&i))
+                .map(|ns| ns.ns()),
+            "user" => foreign(ids.user_ns_id, self.host.user_ns_id)
+                .and_then(|i| self.users.get(&i))
+                .map(|ns| ns.ns()),
+            "time" => return Ok(File::open("/proc/self/ns/time_for_children")?.into()),
+            _ => None,
+        };
+        let none = || io::Error::other("not one of those that were made again");
+        found.ok_or_else(none)?.try_clone_to_owned()
+    }
+
     /// The user namespace a process is to be in, unless it is the host's.
     pub fn user(&self, ids: &TaskKobjIdsEntry) -> Option<&UserNamespace> {
         foreign(ids.user_ns_id, self.host.user_ns_id).and_then(|i| self.users.get(&i))
@@ -127,6 +146,8 @@ pub struct Env<'a> {
     root: File,
     journal_interim: Option<&'a Path>,
     away: Duration,
+    /// Namespaces of each process.
+    ids: BTreeMap<i32, TaskKobjIdsEntry>,
 }
 
 impl<'a> Env<'a> {
@@ -143,6 +164,7 @@ impl<'a> Env<'a> {
             root: File::open("/").map_err(RestoreError::io("open /"))?,
             journal_interim,
             away: Duration::from_nanos(away),
+            ids: images.live().map(|(p, live)| (p.pid, live.ids)).collect(),
         })
     }
 }
@@ -170,6 +192,15 @@ impl RestoreEnv for Env<'_> {
             .create(true)
             .open(path)?;
         Ok(file.into())
+    }
+
+    fn namespace(&self, kind: &str, pid: Option<i32>) -> io::Result<OwnedFd> {
+        let Some(pid) = pid else {
+            return Ok(File::open(format!("/proc/self/ns/{kind}"))?.into());
+        };
+        let none = || io::Error::other("no such process in the images");
+        let ids = self.ids.get(&pid).ok_or_else(none)?;
+        self.worlds.descriptor(kind, ids)
     }
 
     fn away(&self) -> Duration {

@@ -362,6 +362,13 @@ fn status_flags(octal: &str) -> String {
     } else {
         flags
     };
+    // What a path leads to is settled once it is opened.
+    let path = shown & libc::O_PATH != 0;
+    let shown = if path {
+        shown & !libc::O_NOFOLLOW
+    } else {
+        shown
+    };
     // Large files are the only ones there are.
     format!("{:o}", shown & !0o100_000)
 }

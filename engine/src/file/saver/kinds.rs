@@ -5,7 +5,7 @@ use super::super::examined::{Examined, Found, Saved};
 use super::super::fdinfo::FdInfo;
 use super::super::reg::{self, Whereabouts};
 use super::super::{
-    epoll, eventfd, fanotify, ghost, inotify, memfd, pidfd, pipe, signalfd, sys, timerfd,
+    epoll, eventfd, fanotify, ghost, inotify, memfd, nsfd, pidfd, pipe, signalfd, sys, timerfd,
 };
 use super::{FileError, FileSaver};
 use crate::socket;
@@ -13,6 +13,8 @@ use crate::sys::SysResult;
 
 /// `PID_FS_MAGIC`: linux/magic.h.
 const PIDFS_MAGIC: i64 = 0x5049_4446;
+/// `NSFS_MAGIC`.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 impl FileSaver {
     /// Saves a file under a new id, or notes the refusal.
@@ -90,6 +92,9 @@ impl FileSaver {
         if file.info.pid.is_some() && sys::filesystem(file.fd)? == PIDFS_MAGIC {
             return pidfd::save(file, saved);
         }
+        if !file.is_path() && sys::filesystem(file.fd)? == NSFS_MAGIC {
+            return nsfd::save(file, saved);
+        }
         if let Some(kind) = special_filesystem(file)? {
             return refuse(kind, "this kind of file is not carried", "untag the unit");
         }
@@ -103,9 +108,6 @@ impl FileSaver {
     }
 
     fn save_fifo(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
-        let Whereabouts::Named { name, mnt_ns } = reg::whereabouts(file)? else {
-            return refuse("named pipe", "its name is gone", "restart the service");
-        };
         let path_id = self.next_id;
         self.next_id += 1;
         let mut path = Saved::new(path_id, saved.found.clone());
@@ -114,15 +116,19 @@ impl FileSaver {
             flags: (libc::O_RDWR | libc::O_NONBLOCK) as u32,
             ..FdInfo::default()
         };
-        reg::save(
-            &Examined {
-                info: &both,
-                ..*file
-            },
-            &mut path,
-            name,
-        )?;
-        path.extra.mnt_ns = Some(mnt_ns);
+        let by_path = Examined {
+            info: &both,
+            ..*file
+        };
+        match reg::whereabouts(file)? {
+            Whereabouts::Named { name, mnt_ns } => {
+                reg::save(&by_path, &mut path, name)?;
+                path.extra.mnt_ns = Some(mnt_ns);
+            }
+            Whereabouts::Unlinked { name } => {
+                ghost::save(&by_path, &mut path, name, &mut self.ghosts)?;
+            }
+        }
         self.files.insert(path_id, path);
         pipe::save_fifo(file, saved, path_id, &mut self.pipes)
     }
@@ -132,7 +138,7 @@ impl FileSaver {
 fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
     // linux/magic.h
     Ok(match sys::filesystem(file.fd)? {
-        0x6e73_6673 => Some("namespace descriptor"),
+        NSFS_MAGIC => Some("namespace descriptor"),
         PIDFS_MAGIC => Some("pidfd"),
         0x5345_434d => Some("secret memory"),
         0xcafe_4a11 => Some("BPF object"),

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::super::error::{Stop, refuse};
 use super::super::identity::Held;
-use super::super::{epoll, late};
+use super::super::{epoll, late, nsfd};
 use super::{FileError, FileSaver};
 use crate::socket::{inet, tcp, unix};
 use crate::task::status::Status;
@@ -21,6 +21,11 @@ impl FileSaver {
         let descriptions = &self.descriptions;
         let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
         refusals.extend(self.pipes.settle(held, !live)?);
+        for (id, lengths) in self.pipes.packets() {
+            if let Some(saved) = self.files.get_mut(&id) {
+                saved.extra.packets = lengths.to_vec();
+            }
+        }
         let rules = unix::Rules {
             unix: self.policy.unix,
             payload: !live,
@@ -48,6 +53,12 @@ impl FileSaver {
         refusals.extend(self.owners_outside());
         refusals.extend(self.watched_nameless());
         refusals.extend(self.pidfd_targets());
+        refusals.extend(self.proc_targets());
+        for (id, saved) in &mut self.files {
+            if let Err(stop) = nsfd::settle(saved, self.pids.iter().copied()) {
+                refusals.push((*id, stop));
+            }
+        }
         for (id, stop) in refusals {
             let Some(found) = self.files.get(&id).map(|s| s.found.clone()) else {
                 continue;
@@ -116,6 +127,41 @@ impl FileSaver {
                     _ => {}
                 }
             }
+        }
+        refusals
+    }
+
+    /// Processes whose files in `/proc` are open have to come along.
+    fn proc_targets(&self) -> Vec<(u32, Stop)> {
+        let mut refusals = Vec::new();
+        for (id, saved) in &self.files {
+            let Some(reg) = saved.entry.reg.as_ref() else {
+                continue;
+            };
+            let rest = reg.name.strip_prefix("/proc/");
+            let Some(rest) = rest.filter(|_| !self.ghosts.has(*id)) else {
+                continue;
+            };
+            let mut parts = rest.split('/');
+            let Some(pid) = parts.next().and_then(|p| p.parse::<i32>().ok()) else {
+                continue;
+            };
+            let thread = parts.next() == Some("task");
+            let thread: Option<i32> = parts.next().filter(|_| thread).and_then(|t| t.parse().ok());
+            let reason = match thread {
+                _ if pid != 1 && !self.pids.contains(&pid) => {
+                    format!("{} is of a process outside the service", reg.name)
+                }
+                Some(tid) if tid != pid => {
+                    format!(
+                        "{} is of a thread that is not its process's first",
+                        reg.name
+                    )
+                }
+                _ => continue,
+            };
+            let stop = refuse::<()>("file in /proc", reason, "restart the service");
+            refusals.extend(stop.err().map(|s| (*id, s)));
         }
         refusals
     }

@@ -37,6 +37,19 @@ pub(crate) fn pidfd_exit_status(fd: BorrowedFd<'_>) -> Option<i32> {
 ///
 /// The calling process must have a single thread: the process is a fork of it.
 pub(crate) fn pidfds_of_the_dead(status: i32, flags: &[c_int]) -> SysResult<Vec<OwnedFd>> {
+    with_a_dying_process(status, |child| {
+        flags.iter().map(|&f| pidfd_open(child, f)).collect()
+    })
+}
+
+/// What `take` makes of a process that ends with the given wait status and is
+/// gone afterwards.
+///
+/// The calling process must have a single thread: the process is a fork of it.
+pub(crate) fn with_a_dying_process<T>(
+    status: i32,
+    take: impl FnOnce(i32) -> SysResult<T>,
+) -> SysResult<T> {
     // SAFETY: the child makes plain system calls only.
     let child = unsafe { libc::fork() };
     done("fork", "a process that ends at once", child.into())?;
@@ -61,9 +74,9 @@ pub(crate) fn pidfds_of_the_dead(status: i32, flags: &[c_int]) -> SysResult<Vec<
         // SAFETY: ends the child.
         unsafe { libc::_exit(status >> 8 & 0xff) };
     }
-    let fds = flags.iter().map(|&f| pidfd_open(child, f)).collect();
+    let taken = take(child);
     // SAFETY: waits for the child made above.
     let r = unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     done("waitpid", child, r.into())?;
-    fds
+    taken
 }

@@ -7,6 +7,7 @@ pub mod creds;
 pub mod files;
 pub mod leaders;
 pub mod memory;
+pub mod nameless;
 pub mod namespaces;
 pub mod naps;
 pub mod notify;
@@ -45,6 +46,7 @@ pub const ALL: &[&[Case]] = &[
     namespaces::CASES,
     files::CASES,
     pipes::CASES,
+    nameless::CASES,
     notify::CASES,
     pidfds::CASES,
     sockets::CASES,
