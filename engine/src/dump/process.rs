@@ -12,13 +12,14 @@ use crate::image::schema::{
     CoreEntry, FsEntry, March, MmEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry,
 };
 use crate::image::{Kind, names, put_records};
+use crate::memory::extra::{self, RcrMm};
 use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
-use crate::memory::{heritage, mm, pages};
+use crate::memory::{aio, heritage, mm, pages};
 use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
-use crate::sys::process::{pidfd_open, pidfd_open_thread};
+use crate::sys::process::{Span, pidfd_open, pidfd_open_thread};
 use crate::task::status::Status;
 use crate::task::{limits, signals, timers};
 
@@ -67,7 +68,8 @@ impl Dump<'_> {
             true => self.memory(p, mnt_ns, &ready)?,
             false => (None, Vec::new()),
         };
-        let mdwe = self.threads(p, ready.threads, vdso.as_ref(), mm_entry, ids)?;
+        let extra = RcrMm::of(&ready.vmas);
+        let mdwe = self.threads(p, ready.threads, vdso.as_ref(), (mm_entry, extra), ids)?;
 
         let cgroup =
             std::fs::read_to_string(format!("/proc/{voice}/cgroup")).map_err(io("cgroup"))?;
@@ -130,8 +132,10 @@ impl Dump<'_> {
         mnt_ns: u32,
         ready: &Ready,
     ) -> Result<(Option<MmEntry>, Vec<VmaName>), DumpError> {
-        let (mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, &ready.vmas)?;
+        let (mut mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, &ready.vmas)?;
         let runs = &ready.runs;
+        let guard = |s: &Span| vma::save_guard(s.start, s.start + s.len as u64);
+        mm_entry.vmas.extend(runs.guards.iter().map(guard));
         let pages_id = self.next_pages_id;
         self.next_pages_id += 1;
         self.stats.page_bytes += runs.bytes() as u64;
@@ -250,6 +254,7 @@ impl Dump<'_> {
             let saved: VmaEntry = vma::save(v, class, id, fdflags);
             entry.vmas.push(saved);
         }
+        entry.aios = aio::save(&entry.vmas);
         Ok((entry, named))
     }
 
@@ -260,15 +265,23 @@ impl Dump<'_> {
         p: &FrozenProcess,
         settled: Vec<Settled>,
         vdso: Option<&Vdso>,
-        mut mm_entry: Option<MmEntry>,
+        (mut mm_entry, mut extra): (Option<MmEntry>, RcrMm),
         ids: TaskKobjIdsEntry,
     ) -> Result<u32, DumpError> {
         let pid = p.info.pid;
         let leader = &settled[0];
+        let unlocked = locked_kib(p.info.voice())?;
         let workshop = Workshop::open(leader, vdso, ARENA_BYTES)?;
-        let (tc, mdwe) = self.process_state(p, &workshop, &mut mm_entry)?;
+        if locked_kib(p.info.voice())? != unlocked {
+            extra.lock_future = match workshop.is_populated()? {
+                true => libc::MCL_FUTURE,
+                false => libc::MCL_FUTURE | libc::MCL_ONFAULT,
+            };
+        }
+        let (tc, mdwe) = self.process_state(p, &workshop, &mut mm_entry, &mut extra)?;
         if let Some(mm_entry) = mm_entry {
             put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
+            extra.save(pid, self.sink)?;
         }
         let mut tc = Some((tc, ids));
         for t in &settled {
@@ -298,6 +311,7 @@ impl Dump<'_> {
         p: &FrozenProcess,
         workshop: &Workshop<'_>,
         mm_entry: &mut Option<MmEntry>,
+        extra: &mut RcrMm,
     ) -> Result<(TaskCoreEntry, u32), DumpError> {
         let pid = p.info.voice();
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
@@ -335,8 +349,10 @@ impl Dump<'_> {
             "read MDWE",
             &[PR_GET_MDWE.into(), 0.into(), 0.into(), 0.into(), 0.into()],
         );
+        let ksm = extra::query(&mut prog);
         let out = workshop.run(&prog)?;
 
+        extra.merge_all = extra::answer(&out, ksm);
         if let Some(mm_entry) = mm_entry {
             mm_entry.mm_brk = out.result(brk) as u64;
             mm_entry.dumpable = Some(out.result(dumpable) as i32);
@@ -364,6 +380,12 @@ impl Dump<'_> {
         };
         Ok((tc, u32::try_from(out.result(mdwe)).unwrap_or(0)))
     }
+}
+
+/// Memory of a process that is locked into RAM.
+fn locked_kib(pid: i32) -> Result<u64, DumpError> {
+    let status = Status::read(pid).map_err(DumpError::io(format!("status of {pid}")))?;
+    Ok(status.locked_kib())
 }
 
 /// A pidfd through which the process's descriptors can be had.

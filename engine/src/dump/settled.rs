@@ -3,6 +3,8 @@
 //! unharmed even if we are killed.
 
 use crate::arch;
+use crate::memory::MemoryError;
+use crate::memory::pagemap::{PAGE, Pagemap};
 use crate::memory::vdso::Vdso;
 use crate::remote::{Arena, Outcome, Program, RemoteError, SavedRegs, Tracee, find_syscall};
 use crate::sys::process::{Span, write_memory};
@@ -56,6 +58,16 @@ impl<'a> Workshop<'a> {
             insn,
             arena,
         })
+    }
+
+    /// Whether the kernel has filled our mapping by itself, as it does for
+    /// memory that is locked (mlockall(2)).
+    pub fn is_populated(&self) -> Result<bool, MemoryError> {
+        let last = self.arena.end() - PAGE..self.arena.end();
+        let pagemap = Pagemap::open(self.leader.tid)
+            .map_err(MemoryError::io(format!("pagemap of {}", self.leader.tid)))?;
+        let there = pagemap.is_present(last);
+        there.map_err(MemoryError::io("pagemap"))
     }
 
     /// Runs a program in the leader.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, Whence, fchown, ftruncate, lseek};
 
-use super::error::{BuildError, Stop, refuse};
+use super::error::{BuildError, Stop};
 use super::examined::{Examined, Saved};
 use super::reg::{DELETED, open_flags};
 use super::sys;
@@ -20,15 +20,19 @@ use crate::image::{
     ImageError, ImageSink, ImageSource, ImageWriter, Kind, get_reader, get_records, names,
     put_image, put_records,
 };
+use crate::memory::hugetlb;
 use crate::sys::SysError;
 
 /// How a memfd's link begins.
 pub(crate) const PREFIX: &str = "/memfd:";
 /// Shared memory and page image ids of memfds start here, apart from others'.
 const FIRST_SHMID: u32 = 0x4000_0000;
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 const F_ADD_SEALS: i32 = 1033;
 const F_GET_SEALS: i32 = 1034;
+const F_SEAL_WRITE: u32 = 0x8;
+const F_SEAL_EXEC: u32 = 0x20;
+const MFD_NOEXEC_SEAL: u32 = 0x8;
+const MFD_EXEC: u32 = 0x10;
 const PE_PRESENT: u32 = 4;
 const PAGE: u64 = 4096;
 
@@ -44,19 +48,15 @@ pub(crate) fn save(
     saved: &mut Saved,
     memfds: &mut Memfds,
 ) -> Result<(), Stop> {
-    if sys::filesystem(file.fd)? == HUGETLBFS_MAGIC {
-        return refuse(
-            "memfd",
-            "it is made of huge pages, which is not carried",
-            "untag the unit",
-        );
-    }
     let next = memfds.by_inode.len() as u32 + 1;
     let inode_id = match memfds.by_inode.get(&file.inode()) {
         Some((entry, _)) => entry.inode_id,
         None => {
             let link = file.link.strip_prefix(PREFIX).unwrap_or(file.link);
             let seals = sys::fcntl_int(file.fd, "fcntl(F_GET_SEALS)", F_GET_SEALS, 0)?;
+            let readable = File::from(sys::reopen(file.fd, libc::O_RDONLY)?);
+            let huge = hugetlb::page_bytes(&readable)
+                .map_err(|e| Stop::Sys(SysError::new("fstatfs", file.link, errno(&e))))?;
             let entry = MemfdInodeEntry {
                 name: link.strip_suffix(DELETED).unwrap_or(link).to_owned(),
                 uid: file.stat.st_uid,
@@ -65,10 +65,9 @@ pub(crate) fn save(
                 shmid: FIRST_SHMID + next,
                 seals: seals as u32,
                 inode_id: next.into(),
-                hugetlb_flag: None,
+                hugetlb_flag: huge.map(hugetlb::size_bits),
                 mode: Some(file.stat.st_mode & 0o7777),
             };
-            let readable = File::from(sys::reopen(file.fd, libc::O_RDONLY)?);
             memfds.by_inode.insert(file.inode(), (entry, readable));
             next.into()
         }
@@ -94,7 +93,10 @@ impl Memfds {
                 name: pages.clone(),
                 source,
             };
-            let runs = data_runs(&file, entry.size).map_err(|e| io(e.into()))?;
+            let runs = match entry.hugetlb_flag {
+                Some(bits) => huge_runs(&file, bits).map_err(io)?,
+                None => data_runs(&file, entry.size).map_err(|e| io(e.into()))?,
+            };
             let total: u64 = runs.iter().map(|(_, len)| len).sum();
             let room = sink.reserve(&pages, total as usize).map_err(io)?;
             let mut at = 0;
@@ -130,6 +132,16 @@ impl Memfds {
         }
         put_records(sink, Kind::MemfdInode, names::MEMFD, &inodes)
     }
+}
+
+/// The same for huge pages.
+fn huge_runs(file: &File, bits: u32) -> std::io::Result<Vec<(u64, u64)>> {
+    let spans = hugetlb::data_spans(file, hugetlb::page_of_bits(bits))?;
+    Ok(spans.iter().map(|s| (s.start, s.len as u64)).collect())
+}
+
+fn errno(e: &std::io::Error) -> Errno {
+    e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// Page-aligned runs `(offset, length)` that hold data.
@@ -190,7 +202,7 @@ impl MemfdsBack {
     pub(crate) fn seal(&self) -> Result<(), SysError> {
         for (id, fd) in &self.files {
             let seals = self.inodes[id].seals as i32;
-            if seals != 0 {
+            if seals != 0 && !sealed_early(&self.inodes[id]) {
                 sys::fcntl_int(fd.as_fd(), "fcntl(F_ADD_SEALS)", F_ADD_SEALS, seals)?;
             }
         }
@@ -198,15 +210,33 @@ impl MemfdsBack {
     }
 }
 
+/// Whether a memfd is sealed before it is mapped: what nobody can write to is
+/// mapped as such, while a mapping that could be written would stand in the way.
+fn sealed_early(inode: &MemfdInodeEntry) -> bool {
+    inode.seals & F_SEAL_WRITE != 0
+}
+
 fn make(inode: &MemfdInodeEntry, source: &dyn ImageSource) -> Result<OwnedFd, BuildError> {
     let failed = |call, e| SysError::new(call, format!("memfd {}", inode.name), e);
     let name = CString::new(inode.name.as_bytes())
         .map_err(|_| BuildError::Images("a memfd name contains NUL".into()))?;
-    let fd = memfd_create(
-        name.as_c_str(),
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )
-    .map_err(|e| failed("memfd_create", e))?;
+    let huge = inode.hugetlb_flag;
+    let huge = huge.map_or(0, |bits| bits | libc::MFD_HUGETLB);
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let flags = flags | MFdFlags::from_bits_retain(huge);
+    // Linux 6.3. Without the flag a kernel may be told to make memfds that can
+    // never be executed; which ones cannot is known from the mode and seals.
+    let plain = inode.mode.is_none_or(|m| m & 0o111 != 0);
+    let exec = match plain || inode.seals & F_SEAL_EXEC == 0 {
+        true => MFD_EXEC,
+        false => MFD_NOEXEC_SEAL,
+    };
+    let made = memfd_create(name.as_c_str(), flags | MFdFlags::from_bits_retain(exec));
+    let fd = match made {
+        Err(Errno::EINVAL) => memfd_create(name.as_c_str(), flags),
+        made => made,
+    };
+    let fd = fd.map_err(|e| failed("memfd_create", e))?;
     ftruncate(&fd, inode.size as i64).map_err(|e| failed("ftruncate", e))?;
     let file = File::from(fd);
     fill(&file, inode, source)?;
@@ -218,6 +248,10 @@ fn make(inode: &MemfdInodeEntry, source: &dyn ImageSource) -> Result<OwnedFd, Bu
     .map_err(|e| failed("fchown", e))?;
     if let Some(mode) = inode.mode {
         fchmod(&file, Mode::from_bits_truncate(mode)).map_err(|e| failed("fchmod", e))?;
+    }
+    if sealed_early(inode) {
+        let seals = inode.seals as i32;
+        sys::fcntl_int(file.as_fd(), "fcntl(F_ADD_SEALS)", F_ADD_SEALS, seals)?;
     }
     Ok(file.into())
 }
@@ -237,6 +271,7 @@ fn fill(file: &File, inode: &MemfdInodeEntry, source: &dyn ImageSource) -> Resul
         source,
     };
     let mut pages = source.get(&pages_name).map_err(env)?.unwrap_or_default();
+    let mut parts: Vec<(u64, &[u8])> = Vec::new();
     while let Some(run) = reader.record::<PagemapEntry>().map_err(bad)? {
         let short = || BuildError::Images(format!("{pages_name} does not fit {map}"));
         let len = run
@@ -251,11 +286,13 @@ fn fill(file: &File, inode: &MemfdInodeEntry, source: &dyn ImageSource) -> Resul
             .checked_sub(run.vaddr)
             .ok_or_else(short)?
             .min(len);
-        file.write_all_at(&data[..there as usize], run.vaddr)
-            .map_err(|source| BuildError::Env {
-                what: format!("writing to memfd fd {}", file.as_raw_fd()),
-                source,
-            })?;
+        parts.push((run.vaddr, &data[..there as usize]));
+    }
+    if inode.hugetlb_flag.is_some() {
+        return hugetlb::fill(file, inode.size, parts.into_iter()).map_err(env);
+    }
+    for (at, data) in parts {
+        file.write_all_at(data, at).map_err(env)?;
     }
     Ok(())
 }

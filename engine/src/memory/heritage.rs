@@ -294,6 +294,7 @@ fn inheritable(u: &VmaEntry, v: &VmaEntry, same_exe: bool) -> bool {
     let kinds = status::ANON_PRIVATE | status::FILE_PRIVATE;
     u.start <= v.start
         && flags(u) == flags(v)
+        && flags(v) & libc::MAP_HUGETLB == 0
         && early(u) == early(v)
         && (u.status ^ v.status) & kinds == 0
         && (!file || same_exe && u.shmid == v.shmid && u.pgoff + (v.start - u.start) == v.pgoff)

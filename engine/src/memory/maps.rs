@@ -23,6 +23,8 @@ pub struct Vma {
     pub name: Vec<u8>,
     /// The two-letter flags of the `VmFlags:` line.
     pub flags: Vec<[u8; 2]>,
+    /// Bytes of its pages (`KernelPageSize:`), more than usual for hugetlb.
+    pub page_bytes: u64,
 }
 
 impl Vma {
@@ -81,6 +83,10 @@ fn parse(text: &[u8]) -> Option<Vec<Vma>> {
         if let Some(rest) = line.strip_prefix(b"VmFlags:") {
             let words = rest.split(|&b| b == b' ').filter(|w| w.len() == 2);
             vmas.last_mut()?.flags = words.map(|w| [w[0], w[1]]).collect();
+        } else if let Some(rest) = line.strip_prefix(b"KernelPageSize:") {
+            let kib = std::str::from_utf8(rest).ok()?.trim().strip_suffix(" kB")?;
+            let kib: u64 = kib.parse().ok()?;
+            vmas.last_mut()?.page_bytes = kib.checked_mul(1024)?;
         } else if is_key_line(line) {
             vmas.last()?;
         } else {
@@ -133,6 +139,7 @@ fn parse_head(line: &[u8]) -> Option<Vma> {
         inode,
         name,
         flags: Vec::new(),
+        page_bytes: 4096,
     };
     (vma.end > vma.start).then_some(vma)
 }

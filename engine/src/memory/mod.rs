@@ -1,6 +1,9 @@
 //! Memory: mappings, their content, and what the kernel knows of the layout.
 
+pub mod aio;
+pub mod extra;
 pub mod heritage;
+pub mod hugetlb;
 pub mod layout;
 pub mod maps;
 pub mod mm;
@@ -40,6 +43,14 @@ pub enum MemoryError {
     /// The vDSO of the image or of this kernel is not as expected.
     #[error("vDSO: {0}")]
     Vdso(String),
+    /// An AIO ring cannot be made again.
+    #[error("AIO ring at {at:x}: {what}")]
+    Aio {
+        /// Its address.
+        at: u64,
+        /// Why.
+        what: String,
+    },
     /// There is no address that is free before and after.
     #[error("no free range of {0} bytes in the address space")]
     NoRoom(u64),

@@ -99,6 +99,15 @@ impl Pagemap {
         })
     }
 
+    /// Whether a page of `range` is in RAM.
+    pub fn is_present(&self, range: Range<u64>) -> io::Result<bool> {
+        let mut there = false;
+        self.entries(std::slice::from_ref(&range), |_, e| {
+            there |= e & PRESENT != 0;
+        })?;
+        Ok(there)
+    }
+
     /// Reads the entries of `ranges`, neighbours with one call.
     fn entries(&self, ranges: &[Range<u64>], mut each: impl FnMut(u64, u64)) -> io::Result<()> {
         let mut buf = vec![0u8; WINDOW as usize * 8];

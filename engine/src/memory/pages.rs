@@ -87,7 +87,7 @@ pub fn find(pid: i32, vmas: &[VmaEntry]) -> Result<Runs, MemoryError> {
         let before = runs.spans.len();
         if has_own_pages(e) {
             clip(&mut pages, e.start..e.end, &mut runs.spans);
-        } else if e.status & status::VDSO != 0 {
+        } else if e.status & (status::VDSO | status::AIO_RING) != 0 {
             runs.spans.push(Span {
                 start: e.start,
                 len: (e.end - e.start) as usize,

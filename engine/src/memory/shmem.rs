@@ -15,6 +15,7 @@ use crate::image::{ImageSink, ImageSource, names};
 use crate::sys::process::Span;
 
 use super::MemoryError;
+use super::hugetlb;
 use super::maps::Vma;
 use super::pagemap::PAGE;
 use super::pages::{self, Saved};
@@ -62,6 +63,11 @@ impl Objects {
 
 /// Where a tmpfs file has content (lseek(2), SEEK_DATA).
 fn data_spans(file: &File) -> Result<Vec<Span>, MemoryError> {
+    let huge = hugetlb::page_bytes(file).map_err(MemoryError::io("shared memory"))?;
+    if let Some(bytes) = huge {
+        let spans = hugetlb::data_spans(file, bytes);
+        return spans.map_err(MemoryError::io("reading shared huge pages"));
+    }
     let io = |e: Errno| MemoryError::Io {
         what: "looking for data in shared memory".into(),
         source: e.into(),
@@ -108,15 +114,25 @@ impl Rebuilt {
             return Ok(fd.as_raw_fd());
         }
         let saved = Saved::load(source, &names::pagemap_shmem(id))?;
+        let mut huge = 0;
         let mapped = vmas
             .filter(|e| e.status & status::ANON_SHARED != 0 && e.shmid == id)
+            .inspect(|e| huge |= e.flags as i32 & huge_bits())
             .map(|e| e.pgoff + (e.end - e.start));
         let content = saved.pieces.iter().map(|p| p.end());
         let len = mapped.chain(content).max().unwrap_or(PAGE);
-        let fd = make_object(len)?;
-        for p in &saved.pieces {
-            fd.write_all_at(p.bytes, p.start)
-                .map_err(MemoryError::io("filling shared memory"))?;
+        let filling = || MemoryError::io("filling shared memory");
+        let fd;
+        if huge & libc::MAP_HUGETLB != 0 {
+            let len = len.next_multiple_of(hugetlb::page_of_bits(huge as u32));
+            fd = make_object(len, huge)?;
+            let parts = saved.pieces.iter().map(|p| (p.start, p.bytes));
+            hugetlb::fill(&fd, len, parts).map_err(filling())?;
+        } else {
+            fd = make_object(len, 0)?;
+            for p in &saved.pieces {
+                fd.write_all_at(p.bytes, p.start).map_err(filling())?;
+            }
         }
         let fd = OwnedFd::from(fd);
         let raw = fd.as_raw_fd();
@@ -125,16 +141,22 @@ impl Rebuilt {
     }
 }
 
+/// The flags that ask for huge pages.
+fn huge_bits() -> i32 {
+    libc::MAP_HUGETLB | 0x3f << libc::MAP_HUGE_SHIFT
+}
+
 /// Makes what `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes, as a descriptor.
-fn make_object(len: u64) -> Result<File, MemoryError> {
+fn make_object(len: u64, huge: i32) -> Result<File, MemoryError> {
     let sys = |e: Errno| MemoryError::Io {
         what: "mapping shared memory".into(),
         source: e.into(),
     };
     let size = std::num::NonZeroUsize::new(len as usize).expect("an object has at least a page");
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_SHARED | MapFlags::from_bits_retain(huge);
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let map = unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_SHARED) }.map_err(sys)?;
+    let map = unsafe { mmap_anonymous(None, size, prot, flags) }.map_err(sys)?;
     let start = map.as_ptr() as u64;
     let path = format!(
         "/proc/self/map_files/{start:x}-{:x}",

@@ -9,6 +9,7 @@ use std::io;
 use nix::errno::Errno;
 
 use super::MemoryError;
+use super::hugetlb;
 use super::maps::Vma;
 use super::pages::Saved;
 use crate::image::schema::{IpcDescEntry, IpcShmEntry};
@@ -35,7 +36,8 @@ pub fn objection(v: &Vma) -> Option<&'static str> {
     let Ok(stat) = shm::stat(v.inode as i32) else {
         return Some("the segment belongs to another IPC namespace");
     };
-    let whole = v.offset == 0 && v.bytes() == (stat.shm_segsz as u64).next_multiple_of(4096);
+    let whole =
+        v.offset == 0 && v.bytes() == (stat.shm_segsz as u64).next_multiple_of(v.page_bytes);
     (!whole).then_some("only a part of the segment is attached, or with mixed protection")
 }
 
@@ -63,6 +65,7 @@ impl Segments {
             IpcShmEntry {
                 desc,
                 size,
+                hugetlb_flag: v.has(b"ht").then(|| hugetlb::size_bits(v.page_bytes)),
                 ..IpcShmEntry::default()
             },
         );
@@ -102,10 +105,12 @@ fn make(e: &IpcShmEntry, content: &Saved<'_>) -> Result<(), MemoryError> {
     let id = e.desc.id as i32;
     let what = || format!("shared memory segment {id}");
     std::fs::write(NEXT_ID, id.to_string()).map_err(MemoryError::io(NEXT_ID))?;
+    let huge = e.hugetlb_flag;
+    let huge = huge.map_or(0, |bits| bits as i32 | libc::SHM_HUGETLB);
     let got = shm::create(
         e.desc.key as i32,
         e.size as usize,
-        e.desc.mode as i32 & 0o777,
+        e.desc.mode as i32 & 0o777 | huge,
     )?;
     if got != id {
         shm::remove(got)?;

@@ -6,6 +6,8 @@ use crate::Refusal;
 use crate::image::schema::VmaEntry;
 use crate::remote::{OpId, Program};
 
+use super::aio;
+use super::extra::RcrMm;
 use super::heritage::Kept;
 use super::maps::Vma;
 use super::sysv;
@@ -32,6 +34,10 @@ pub mod status {
     pub const SYSVIPC: u32 = 1 << 10;
     /// The vDSO's data.
     pub const VVAR: u32 = 1 << 12;
+    /// Events of a Linux AIO context.
+    pub const AIO_RING: u32 = 1 << 13;
+    /// No mapping: a guard region inside of one (`MADV_GUARD_INSTALL`).
+    pub const GUARD: u32 = 1 << 16;
 }
 
 /// `MAP_DROPPABLE` (linux/mman.h, Linux 6.11).
@@ -54,6 +60,8 @@ pub enum Class {
     SysvShm,
     /// A file.
     File,
+    /// Events of a Linux AIO context.
+    AioRing,
 }
 
 /// Finds out what a mapping is, or why it cannot be carried.
@@ -68,9 +76,6 @@ pub fn classify(v: &Vma) -> Result<Class, (&'static str, &'static str)> {
         }
         n if n.starts_with(b"[vvar") => return Ok(Class::Vvar),
         _ => {}
-    }
-    if v.has(b"ht") {
-        return refuse("hugetlb memory is not carried yet", "untag the unit");
     }
     if v.has(b"ss") {
         return refuse(
@@ -93,8 +98,20 @@ pub fn classify(v: &Vma) -> Result<Class, (&'static str, &'static str)> {
             None => Ok(Class::SysvShm),
         };
     }
-    if name.starts_with(b"/[aio]") {
-        return refuse("kernel AIO rings are not carried yet", "untag the unit");
+    if name == b"/anon_hugepage (deleted)" {
+        return Ok(match v.shared {
+            true => Class::AnonShared,
+            false => Class::AnonPrivate,
+        });
+    }
+    if name.starts_with(aio::NAME) {
+        return Ok(Class::AioRing);
+    }
+    if name.starts_with(b"/secretmem") {
+        return refuse(
+            "secret memory (memfd_secret) is hidden from everybody else",
+            "untag the unit",
+        );
     }
     if name.starts_with(b"anon_inode:") {
         return refuse("a mapped kernel object cannot be carried", "untag the unit");
@@ -113,9 +130,9 @@ pub fn classify(v: &Vma) -> Result<Class, (&'static str, &'static str)> {
 
 /// How the file behind a mapping has to be opened to map it again.
 pub fn open_flags(v: &Vma) -> i32 {
-    // "mw": it may be made writable, which a shared mapping inherits from the
-    // descriptor it was made with.
-    if v.shared && v.has(b"mw") {
+    // "sh" and "mw": it counts as shared, and may be made writable, which a
+    // shared mapping inherits from the descriptor it was made with.
+    if v.shared && (v.has(b"mw") || v.has(b"sh")) {
         libc::O_RDWR
     } else {
         libc::O_RDONLY
@@ -149,6 +166,9 @@ const ADVICE: &[(&[u8; 2], i32)] = &[
     (b"wf", libc::MADV_WIPEONFORK),
 ];
 
+/// Advice that is given before there is content.
+const EARLY: [i32; 2] = [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE];
+
 /// A mapping's image; `shmid` names its file or shared memory object.
 pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry {
     use status::*;
@@ -160,6 +180,7 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
         Class::AnonPrivate => REGULAR | ANON_PRIVATE,
         Class::AnonShared => REGULAR | ANON_SHARED,
         Class::SysvShm => REGULAR | SYSVIPC,
+        Class::AioRing => REGULAR | AIO_RING,
         Class::File if v.shared => REGULAR | FILE_SHARED,
         Class::File => REGULAR | FILE_PRIVATE,
     };
@@ -183,6 +204,9 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
             flags |= flag;
         }
     }
+    if v.has(b"ht") && flags & libc::MAP_ANONYMOUS != 0 {
+        flags |= hugetlb_flags(v.page_bytes);
+    }
     if v.has(b"dp") {
         flags = libc::MAP_ANONYMOUS | MAP_DROPPABLE;
     }
@@ -201,6 +225,22 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
         fd: -1,
         madv: (madv != 0).then_some(madv),
         fdflags,
+    }
+}
+
+/// mmap(2) flags for huge pages of a size.
+pub fn hugetlb_flags(page_bytes: u64) -> i32 {
+    libc::MAP_HUGETLB | (page_bytes.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT
+}
+
+/// The record of a guard region.
+pub fn save_guard(start: u64, end: u64) -> VmaEntry {
+    VmaEntry {
+        start,
+        end,
+        status: status::GUARD,
+        fd: -1,
+        ..VmaEntry::default()
     }
 }
 
@@ -233,6 +273,10 @@ pub fn restore(
             sysv::attach(p, e.shmid, e.start, e.prot as i32);
             continue;
         }
+        if e.status & status::AIO_RING != 0 {
+            hold_place(p, e);
+            continue;
+        }
         let mut flags = e.flags as i32 & !libc::MAP_LOCKED | libc::MAP_FIXED_NOREPLACE;
         let mut prot = e.prot as i32;
         if has_own_pages(e) && has_content(e) {
@@ -258,6 +302,31 @@ pub fn restore(
                 e.pgoff.into(),
             ],
         );
+        advise_early(p, e);
+    }
+}
+
+/// Maps something where an AIO ring is to be moved.
+fn hold_place(p: &mut Program, e: &VmaEntry) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let args = [
+        e.start.into(),
+        (e.end - e.start).into(),
+        libc::PROT_NONE.into(),
+        flags.into(),
+        (-1).into(),
+        0.into(),
+    ];
+    p.call(libc::SYS_mmap, "hold an AIO ring's place", &args);
+}
+
+/// Adds the advice that decides of which pages content is made.
+fn advise_early(p: &mut Program, e: &VmaEntry) {
+    for advice in EARLY {
+        if e.madv.unwrap_or(0) >> advice & 1 == 1 {
+            let args = [e.start.into(), (e.end - e.start).into(), advice.into()];
+            p.call(libc::SYS_madvise, "advise on huge pages", &args);
+        }
     }
 }
 
@@ -287,11 +356,13 @@ pub fn is_backed(e: &VmaEntry) -> bool {
 }
 
 /// When the content is in: final protection, advice, locks.
-pub fn restore_final(p: &mut Program, vmas: &[VmaEntry]) {
-    for e in vmas.iter().filter(|e| !is_special(e)) {
+pub fn restore_final(p: &mut Program, vmas: &[VmaEntry], extra: &RcrMm) {
+    let plain = |e: &&VmaEntry| !is_special(e) && e.status & status::AIO_RING == 0;
+    for e in vmas.iter().filter(plain) {
         let len = e.end - e.start;
         let at = format!("{:x}-{:x}", e.start, e.end);
-        for advice in (0..64).filter(|a| e.madv.unwrap_or(0) >> a & 1 == 1) {
+        let given = |a: &i32| e.madv.unwrap_or(0) >> a & 1 == 1 && !EARLY.contains(a);
+        for advice in (0..64).filter(given) {
             let args = [e.start.into(), len.into(), advice.into()];
             p.call(
                 libc::SYS_madvise,
@@ -304,11 +375,10 @@ pub fn restore_final(p: &mut Program, vmas: &[VmaEntry]) {
             p.call(libc::SYS_mprotect, format!("protect {at}"), &args);
         }
         if e.flags as i32 & libc::MAP_LOCKED != 0 {
-            p.call(
-                libc::SYS_mlock,
-                format!("lock {at}"),
-                &[e.start.into(), len.into()],
-            );
+            let on_fault = extra.locks_on_fault(e.start);
+            let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
+            let args = [e.start.into(), len.into(), u64::from(flags).into()];
+            p.call(libc::SYS_mlock2, format!("lock {at}"), &args);
         }
     }
 }
@@ -328,6 +398,7 @@ mod tests {
             inode,
             name: name.as_bytes().to_vec(),
             flags: vec![],
+            page_bytes: 4096,
         }
     }
 

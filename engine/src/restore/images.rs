@@ -4,7 +4,7 @@ use crate::clock;
 use crate::ext::{self, RcrInventory, RcrTask, RcrThread};
 use crate::image::schema::{
     CoreEntry, FdinfoEntry, FsEntry, InventoryEntry, MmEntry, PstreeEntry, SeccompEntry,
-    TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, ThreadInfoX86,
+    TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, ThreadInfoX86, VmaEntry,
 };
 use crate::image::{ImageError, ImageSource, Kind, get_record, get_records, names};
 
@@ -27,6 +27,8 @@ pub struct LiveImage {
     pub tc: TaskCoreEntry,
     pub ids: TaskKobjIdsEntry,
     pub mm: MmEntry,
+    /// Guard regions in its mappings.
+    pub guards: Vec<VmaEntry>,
     pub fs: FsEntry,
     pub fdinfo: Vec<FdinfoEntry>,
     pub threads: Vec<ThreadImage>,
@@ -286,9 +288,13 @@ impl Loader<'_> {
         };
         // The same everywhere, and not ours to make.
         mm.vmas.retain(|e| e.status & vma::status::VSYSCALL == 0);
+        let guard = |e: &VmaEntry| e.status & vma::status::GUARD != 0;
+        let guards = mm.vmas.iter().copied().filter(guard).collect();
+        mm.vmas.retain(|e| !guard(e));
         Ok(LiveImage {
             tc: tc.ok_or_else(|| lacks(pid, "process state"))?,
             mm,
+            guards,
             owns,
             fs: get_record(source, Kind::Fs, &names::fs(pid))?,
             ids,

@@ -11,12 +11,13 @@ use super::worlds::take;
 use crate::file::FileBuilder;
 use crate::image::schema::VmaEntry;
 use crate::image::{ImageSource, names};
+use crate::memory::extra::{self, RcrMm};
 use crate::memory::heritage::{self, Kept};
 use crate::memory::pages::{self, Piece, Saved};
 use crate::memory::shmem::Rebuilt;
 use crate::memory::vdso::{self, Vdso};
 use crate::memory::vma::{self, status};
-use crate::memory::{MemoryError, layout, mm};
+use crate::memory::{MemoryError, aio, layout, mm};
 use crate::remote::{OpId, Program, Tracee, find_syscall};
 use crate::sys::process::{Span, read_memory, write_memory};
 
@@ -145,8 +146,16 @@ impl<'a, 'f> Memory<'a, 'f> {
         let built = &self.built[&p.pid];
         let tracee = Tracee { tid: p.pid };
         pages::write(p.pid, &built.overwritten)?;
+        for ring in aio::rings(&live.mm.vmas) {
+            let saved = Saved::load(self.source, &names::pagemap(p.pid))?;
+            let content: Vec<_> = saved.within(ring.start, ring.end).collect();
+            aio::restore(tracee, birth.arena, ring, &content)?;
+        }
+        let extra = RcrMm::load(self.source, p.pid)?;
         let mut prog = Program::new();
-        vma::restore_final(&mut prog, &live.mm.vmas);
+        let guards = live.guards.iter().map(|g| (g.start, g.end));
+        extra::install_guards(&mut prog, guards);
+        vma::restore_final(&mut prog, &live.mm.vmas, &extra);
         for n in &p.ext.vma_names {
             let name = prog.cstr(&n.name);
             // Names are for people; a kernel without them runs the program as well.
@@ -162,6 +171,7 @@ impl<'a, 'f> Memory<'a, 'f> {
                 ],
             );
         }
+        extra.restore(&mut prog);
         tracee.run(birth.arena, &prog)?;
         let text = &built.vdso.text;
         Ok(find_syscall(p.pid, Some((text.start, text.end)))?)
@@ -187,7 +197,8 @@ impl<'a, 'f> Memory<'a, 'f> {
         let tracee = Tracee { tid: p.pid };
         let old_vdso = image_vdso(live);
         let vdso_text = old_vdso.as_ref().map(|v| v.text.clone());
-        let fill = without(fill, vdso_text.as_ref());
+        let special = special(&live.mm.vmas);
+        let fill = without(fill, &special);
 
         let (kept, inherited, same_exe) = self.inherited(live, birth, &fill);
         let ranges: Vec<_> = kept.values().map(|k| k.range.clone()).collect();
@@ -240,7 +251,7 @@ impl<'a, 'f> Memory<'a, 'f> {
         });
         let vdso = vdso_back(p, birth, &text.unwrap_or_default(), old_vdso.as_ref(), now)?;
         let mut overwritten = Vec::new();
-        let own = without(own, old_vdso.map(|v| v.text).as_ref());
+        let own = without(own, &special);
         heritage::side_by_side(&own, &saved.pieces, |mine, there| {
             if let (Some(mine), Some(there)) = (mine, there)
                 && mine.owner != there.owner
@@ -323,11 +334,20 @@ pub fn open_own_pidfd(p: &mut Program) -> OpId {
     )
 }
 
-/// All but what lies in `hole`.
-fn without<'a>(pieces: Vec<Piece<'a>>, hole: Option<&Range<u64>>) -> Vec<Piece<'a>> {
-    let Some(hole) = hole else { return pieces };
-    let parts = |p: &Piece<'a>| [p.clip(0, hole.start), p.clip(hole.end, u64::MAX)];
-    pieces.iter().flat_map(parts).flatten().collect()
+/// Where content is not simply written back.
+fn special(vmas: &[VmaEntry]) -> Vec<Range<u64>> {
+    let bits = status::VDSO | status::AIO_RING;
+    let special = vmas.iter().filter(|e| e.status & bits != 0);
+    special.map(|e| e.start..e.end).collect()
+}
+
+/// All but what lies in `holes`.
+fn without<'a>(mut pieces: Vec<Piece<'a>>, holes: &[Range<u64>]) -> Vec<Piece<'a>> {
+    for hole in holes {
+        let parts = |p: &Piece<'a>| [p.clip(0, hole.start), p.clip(hole.end, u64::MAX)];
+        pieces = pieces.iter().flat_map(parts).flatten().collect();
+    }
+    pieces
 }
 
 /// Maps the place of the old vDSO's text, writable for now.

@@ -98,10 +98,13 @@ pub fn scan(
             };
         }
         regions[..n as usize].iter().copied().for_each(&mut found);
-        if arg.walk_end <= at {
-            break;
+        // Not `walk_end`: after a walk that filled the kernel's own buffer on
+        // its way it tells of that, though it went on to the end.
+        let full = n as usize == REGIONS;
+        match regions[..n as usize].last().filter(|_| full) {
+            Some(last) => at = last.end,
+            None => break,
         }
-        at = arg.walk_end;
     }
     Ok(true)
 }

@@ -49,6 +49,12 @@ impl Status {
         self.get("Seccomp").parse().unwrap_or(0)
     }
 
+    /// Memory that is locked into RAM, KiB.
+    pub fn locked_kib(&self) -> u64 {
+        let text = self.get("VmLck").trim_end_matches(" kB");
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// File mode creation mask.
     pub fn umask(&self) -> u32 {
         u32::from_str_radix(self.get("Umask"), 8).unwrap_or(0o022)

@@ -66,6 +66,10 @@ pub struct Case {
     pub fate: Fate,
     /// Needs something of the host that nobody else may use meanwhile.
     pub alone: bool,
+    /// Huge pages it needs on the host.
+    pub huge_pages: u64,
+    /// MiB of swap it needs on the host.
+    pub swap_mib: u64,
     /// What is changed in the images before the restore.
     pub forge: Option<Forge>,
     /// Its tree is never the same twice: only it itself can check.
@@ -83,6 +87,8 @@ impl Case {
             in_cgroup: false,
             fate: Fate::Carried,
             alone: false,
+            huge_pages: 0,
+            swap_mib: 0,
             forge: None,
             restless: false,
         }
@@ -122,6 +128,18 @@ impl Case {
     pub const fn not_yet(mut self) -> Self {
         self.fate = Fate::NotYet;
         self
+    }
+
+    /// It needs so many huge pages, which are reserved for it.
+    pub const fn with_huge_pages(mut self, count: u64) -> Self {
+        self.huge_pages = count;
+        self.alone()
+    }
+
+    /// It needs swap, which is made for it.
+    pub const fn with_swap(mut self, mib: u64) -> Self {
+        self.swap_mib = mib;
+        self.alone()
     }
 
     /// It uses something of the whole host, so it runs while no other does.

@@ -18,6 +18,7 @@
 pub mod case;
 pub mod findings;
 pub mod forge;
+pub mod host;
 pub mod member;
 pub mod observe;
 pub mod programs;

@@ -1,11 +1,14 @@
 //! The programs, by area.
 
+pub mod aio;
 pub mod blocked;
 pub mod clocks;
 pub mod cow;
 pub mod creds;
 pub mod files;
+pub mod hugetlb;
 pub mod leaders;
+pub mod mappings;
 pub mod memory;
 pub mod nameless;
 pub mod namespaces;
@@ -31,6 +34,9 @@ use super::Case;
 pub const ALL: &[&[Case]] = &[
     memory::CASES,
     cow::CASES,
+    mappings::CASES,
+    hugetlb::CASES,
+    aio::CASES,
     threads::CASES,
     leaders::CASES,
     registers::CASES,

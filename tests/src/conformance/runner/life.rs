@@ -12,6 +12,7 @@ use rcr_engine::file::TcpPolicy;
 use super::Lab;
 use super::processes::{kill_descendants, reap_all, reap_if_ended, states};
 use crate::conformance::forge::Forge;
+use crate::conformance::host::{HugePages, Swap};
 use crate::conformance::observe::{Leave, Picture};
 use crate::conformance::report::{CaseResult, Mode, ModeResult, Verdict};
 use crate::conformance::stage::POLL;
@@ -73,8 +74,7 @@ impl Lab {
             cgroup,
         };
         fs::create_dir(&dir)?;
-        let ended = run.life(mode, cycles, f);
-        kill_descendants()?;
+        let ended = run.on_host(mode, cycles, f);
         unmount_below(&dir)?;
         if ended.as_ref().is_err_and(|e| Unavailable::of(e).is_none()) {
             let output = fs::read_to_string(run.stage.output()).unwrap_or_default();
@@ -97,6 +97,17 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The life of the program, with what it needs of the host meanwhile.
+    fn on_host(&mut self, mode: Mode, cycles: u32, f: &mut Findings) -> Result<()> {
+        let (pages, mib) = (self.case.huge_pages, self.case.swap_mib);
+        let _pages = (pages > 0).then(|| HugePages::reserve(pages)).transpose()?;
+        let file = self.lab.home.join("swap");
+        let _swap = (mib > 0).then(|| Swap::on(&file, mib)).transpose()?;
+        let ended = self.life(mode, cycles, f);
+        kill_descendants()?;
+        ended
+    }
+
     fn life(&mut self, mode: Mode, cycles: u32, f: &mut Findings) -> Result<()> {
         let child = self.start()?;
         self.root = child.id() as i32;
