@@ -58,6 +58,14 @@ pub enum NamespaceError {
         /// Where it was.
         path: PathBuf,
     },
+    /// The kernel's network side did not answer or refused a change.
+    #[error("{what}")]
+    Netlink {
+        /// What was asked for, and the kernel's words.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A helper thread or process ended unexpectedly.
     #[error("the helper for {what} ended unexpectedly")]
     Helper {
@@ -76,6 +84,14 @@ impl NamespaceError {
             call,
             path: path.as_ref().to_owned(),
             source: e.into(),
+        }
+    }
+
+    /// The number of the kernel's error, if there is one.
+    pub(super) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Call { source, .. } | Self::Netlink { source, .. } => source.raw_os_error(),
+            _ => None,
         }
     }
 

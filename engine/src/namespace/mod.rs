@@ -12,7 +12,9 @@
 
 mod error;
 mod ids;
+mod make;
 pub mod mnt;
+pub mod net;
 mod sys;
 pub mod user;
 pub mod uts;
@@ -24,6 +26,7 @@ pub use mnt::{
     HostEnv, MountNamespace, MountPolicy, build_mounts, check_mounts, estimate_mounts,
     prepare_host, save_host, save_mounts,
 };
+pub use net::{NetNamespace, NetSource, VethEnd, build_nets, check_nets, save_nets};
 pub use user::{UserNamespace, build_user, save_user, write_maps};
 pub use uts::{UtsNamespace, restore_uts, save_uts};
 pub use view::MountView;

@@ -130,3 +130,56 @@ fn last_errno() -> Errno {
     // SAFETY: errno's location is always valid for the calling thread.
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
+
+/// getsockopt(2) for options that read the buffer before they fill it.
+pub(super) fn socket_question(
+    fd: impl AsFd,
+    level: i32,
+    name: i32,
+    buffer: &mut [u8],
+) -> Result<usize, Errno> {
+    let mut len = buffer.len() as libc::socklen_t;
+    // SAFETY: buffer and length are alive across the call, and the length is the buffer's.
+    let r = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            buffer.as_mut_ptr().cast(),
+            &mut len,
+        )
+    };
+    if r == 0 {
+        Ok(len as usize)
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// A child process that has entered a user namespace and made namespaces of
+/// those kinds (`CLONE_NEW*`) in it, waiting to be killed.
+pub(super) fn spawn_with_namespaces(
+    user: impl AsFd,
+    kinds: i32,
+    ready: &OwnedFd,
+) -> Result<libc::pid_t, Errno> {
+    let (user, ready) = (user.as_fd().as_raw_fd(), ready.as_raw_fd());
+    // SAFETY: as in `spawn_in_new_userns`: system calls on numbers alone.
+    unsafe {
+        let pid = libc::fork();
+        if pid != 0 {
+            return if pid < 0 { Err(last_errno()) } else { Ok(pid) };
+        }
+        let mut status = 0_i32;
+        if libc::syscall(libc::SYS_setns, user, libc::CLONE_NEWUSER) != 0
+            || libc::syscall(libc::SYS_unshare, kinds) != 0
+        {
+            status = *libc::__errno_location();
+        }
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::write(ready, (&raw const status).cast(), size_of::<i32>());
+        loop {
+            libc::pause();
+        }
+    }
+}

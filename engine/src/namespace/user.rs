@@ -7,13 +7,11 @@
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use rustix::io::Errno;
 
 use super::NamespaceError;
 use super::ids::open_ns;
+use super::make::Helper;
 use super::sys::{ns_owner_uid, spawn_in_new_userns};
 use crate::image::schema::{UidGidExtent, UsernsEntry};
 use crate::image::{ImageError, ImageSink, ImageSource, Kind, get_record, names, put_records};
@@ -150,38 +148,13 @@ pub fn build_user(source: &dyn ImageSource, ns_id: u32) -> Result<UserNamespace,
         }
         .into());
     }
-    let err = |call| NamespaceError::call(call, "user namespace");
-    let (read, write) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(err("pipe"))?;
-    let child = Helper(Pid::from_raw(
-        spawn_in_new_userns(extra.owner_uid, &write).map_err(err("fork"))?,
-    ));
-    drop(write);
-    let mut status = [0; 4];
-    if rustix::io::read(&read, &mut status).map_err(err("read"))? != status.len() {
-        return Err(NamespaceError::Helper {
-            what: "user namespace",
-        });
-    }
-    match i32::from_ne_bytes(status) {
-        0 => {}
-        errno => return Err(err("unshare")(Errno::from_raw_os_error(errno))),
-    }
+    let child = Helper::start("user namespace", |ready| {
+        spawn_in_new_userns(extra.owner_uid, ready)
+    })?;
     write_maps(child.0, &maps, &extra)?;
     Ok(UserNamespace {
         ns: open_ns(&format!("/proc/{}/ns/user", child.0))?,
     })
-}
-
-/// A child of ours, ended on drop.
-struct Helper(Pid);
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // Both can only fail if the child is gone, which is what is wanted.
-        let _ = kill(self.0, Signal::SIGKILL);
-        let _ = waitpid(self.0, None);
-    }
 }
 
 #[cfg(test)]
