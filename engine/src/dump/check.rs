@@ -1,6 +1,7 @@
 //! Preflight: what would be refused, found without stopping anything.
 
-use std::os::fd::AsFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::Pid;
 
@@ -13,7 +14,7 @@ use crate::memory::maps::{self, Vma};
 use crate::memory::pages;
 use crate::memory::shmem::Objects;
 use crate::memory::vma::{self, Class};
-use crate::namespace::{self, NsIds, NsKind};
+use crate::namespace::{self, NetSource, NsIds, NsKind};
 use crate::sys::process::{pidfd_open, pidfd_open_thread};
 use crate::task::creds::same_ids;
 use crate::task::status::Status;
@@ -27,6 +28,7 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         payload: false,
         ..options.files
     })?;
+    let mut nets = Nets::default();
     for p in tree
         .scan()
         .map_err(DumpError::io("reading the process table"))?
@@ -35,7 +37,7 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         if p.is_zombie() {
             continue;
         }
-        match one(&p, &host, options, &mut files) {
+        match one(&p, &host, options, &mut files, &mut nets) {
             Ok(refusals) => out.extend(refusals),
             // A process that ends meanwhile is nothing to complain about.
             Err(_) if has_ended(&p) => {}
@@ -43,6 +45,7 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         }
     }
     files.settle()?;
+    out.extend(nets.refusals(&files, options)?);
     out.extend(files.refusals().iter().cloned());
     Ok(out)
 }
@@ -59,12 +62,14 @@ fn one(
     host: &NsIds,
     options: &DumpOptions,
     files: &mut FileSaver,
+    nets: &mut Nets,
 ) -> Result<Vec<Refusal>, DumpError> {
     let vmas = maps::read(p.voice()).map_err(DumpError::io("mappings"))?;
     let mut out = process(p, &vmas)?;
     out.extend(freeze::refusals(p));
     let pid = Pid::from_raw(p.voice());
     out.extend(namespace::check_namespaces(pid)?);
+    nets.note(pid, host)?;
     if !NsIds::of(pid)?.same(host, NsKind::Mnt) {
         out.extend(namespace::check_mounts(pid, &options.mounts)?);
     }
@@ -82,6 +87,46 @@ fn one(
     files.save_fds(&task)?;
     mapped_files(files, &task, &vmas)?;
     Ok(out)
+}
+
+/// Network namespaces of running processes, by inode number.
+#[derive(Default)]
+struct Nets(BTreeMap<u64, (OwnedFd, i32, String)>);
+
+impl Nets {
+    fn note(&mut self, pid: Pid, host: &NsIds) -> Result<(), DumpError> {
+        let inode = NsIds::of(pid)?.get(NsKind::Net);
+        if inode != host.get(NsKind::Net) && !self.0.contains_key(&inode) {
+            let ns = namespace::open_net(pid)?;
+            let of = (ns, pid.as_raw(), namespace::comm(pid));
+            self.0.insert(inode, of);
+        }
+        Ok(())
+    }
+
+    fn refusals(
+        mut self,
+        files: &FileSaver,
+        options: &DumpOptions,
+    ) -> Result<Vec<Refusal>, DumpError> {
+        for (inode, ns, pid, comm) in files.net_namespaces() {
+            let ns = ns.try_clone_to_owned().map_err(DumpError::io("dup"))?;
+            self.0.entry(inode).or_insert((ns, pid, comm));
+        }
+        let sources = self.0.into_iter().zip(1..);
+        let sources: Vec<NetSource> = sources
+            .map(|((inode, (ns, pid, comm)), id)| NetSource {
+                id,
+                ns,
+                owner: 0,
+                empty: options.empty_net,
+                external: options.external_nets.get(&inode).cloned(),
+                pid,
+                comm,
+            })
+            .collect();
+        Ok(namespace::check_nets(&sources)?)
+    }
 }
 
 fn mapped_files(

@@ -14,6 +14,7 @@ mod settled;
 mod sharing;
 mod thread;
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -58,6 +59,11 @@ pub struct DumpOptions {
     /// Paths on the host whose content lives in RAM and goes along: runtime
     /// directories, pid files.
     pub carry: Vec<PathBuf>,
+    /// Network namespaces come back with `lo` alone; whoever restores fills them.
+    pub empty_net: bool,
+    /// Network namespaces, by inode number, that are not saved; the restore
+    /// gets others for them under these names.
+    pub external_nets: BTreeMap<u64, String>,
 }
 
 impl Default for DumpOptions {
@@ -66,6 +72,8 @@ impl Default for DumpOptions {
             files: FilePolicy::frozen(),
             mounts: MountPolicy::default(),
             carry: Vec::new(),
+            empty_net: false,
+            external_nets: BTreeMap::new(),
         }
     }
 }
@@ -274,7 +282,7 @@ pub fn dump(
         filters,
         shared,
         segments,
-        namespaces,
+        mut namespaces,
         tables,
         mut next_pages_id,
         mut stats,
@@ -283,6 +291,7 @@ pub fn dump(
     if !files.refusals().is_empty() {
         return Err(DumpError::Refused(files.refusals().to_vec()));
     }
+    namespaces.save_nets(&mut files, options, sink)?;
     stats.page_bytes += shared.bytes()? as u64;
     shared.save(&mut next_pages_id, sink)?;
     segments.save(sink)?;

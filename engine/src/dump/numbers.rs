@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use std::os::fd::OwnedFd;
+
 use nix::unistd::Pid;
 
 use super::{DumpError, DumpOptions};
 use crate::Refusal;
+use crate::file::FileSaver;
 use crate::image::ImageSink;
 use crate::image::schema::TaskKobjIdsEntry;
-use crate::namespace::{self, NsIds, NsKind};
+use crate::namespace::{self, NetSource, NsIds, NsKind};
 
 /// Kinds in the order of their image numbers.
 const KINDS: [NsKind; 8] = [
@@ -26,6 +29,9 @@ const KINDS: [NsKind; 8] = [
 pub struct Table {
     host: NsIds,
     numbers: BTreeMap<u64, u32>,
+    /// Network namespaces that are not the host's: number, itself, and a
+    /// process with its name.
+    nets: Vec<(u32, OwnedFd, i32, String)>,
 }
 
 impl Table {
@@ -37,7 +43,11 @@ impl Table {
             .zip(1..)
             .map(|(&k, n)| (host.get(k), n))
             .collect();
-        Ok(Self { host, numbers })
+        Ok(Self {
+            host,
+            numbers,
+            nets: Vec::new(),
+        })
     }
 
     /// The host's own, as the inventory names them.
@@ -89,6 +99,11 @@ impl Table {
                 }
                 NsKind::Uts => namespace::save_uts(pid, number, sink)?,
                 NsKind::User => namespace::save_user(pid, number, sink)?,
+                NsKind::Net => {
+                    let ns = namespace::open_net(pid)?;
+                    self.nets
+                        .push((number, ns, pid.as_raw(), namespace::comm(pid)));
+                }
                 // Time is carried by offsets; the others are refused above.
                 _ => {}
             }
@@ -97,5 +112,62 @@ impl Table {
             return Err(DumpError::Refused(refusals));
         }
         Ok(self.entry(&ids))
+    }
+
+    /// Saves the network namespaces of all processes and of sockets. To be
+    /// called when all files are known.
+    pub fn save_nets(
+        &mut self,
+        files: &mut FileSaver,
+        options: &DumpOptions,
+        sink: &mut dyn ImageSink,
+    ) -> Result<(), DumpError> {
+        for (inode, ns, pid, comm) in files.net_namespaces() {
+            if self.numbers.contains_key(&inode) {
+                continue;
+            }
+            let number = self.numbers.len() as u32 + 1;
+            self.numbers.insert(inode, number);
+            let ns = ns.try_clone_to_owned().map_err(DumpError::io("dup"))?;
+            self.nets.push((number, ns, pid, comm));
+        }
+        let host_user = self.host.get(NsKind::User);
+        let mut sources = Vec::new();
+        let mut refusals = Vec::new();
+        for (id, ns, pid, comm) in std::mem::take(&mut self.nets) {
+            let inode = namespace::inode_of(&ns)?;
+            let owner = namespace::owner_of(&ns)?;
+            let owner = match owner.filter(|&o| o != host_user) {
+                None if owner.is_some() => 0,
+                known => match known.and_then(|o| self.numbers.get(&o)) {
+                    Some(&n) => n,
+                    None => {
+                        refusals.push(Refusal {
+                            pid,
+                            comm,
+                            object: "network namespace".into(),
+                            reason: "it is owned by a user namespace without a process".into(),
+                            advice: "untag the unit".into(),
+                        });
+                        continue;
+                    }
+                },
+            };
+            sources.push(NetSource {
+                id,
+                ns,
+                owner,
+                empty: options.empty_net,
+                external: options.external_nets.get(&inode).cloned(),
+                pid,
+                comm,
+            });
+        }
+        refusals.extend(namespace::save_nets(&sources, sink)?);
+        if !refusals.is_empty() {
+            return Err(DumpError::Refused(refusals));
+        }
+        files.number_nets(|inode| self.numbers.get(&inode).copied());
+        Ok(())
     }
 }

@@ -19,6 +19,7 @@ use crate::image::schema::{
     FdTypes, FdinfoEntry, FileEntry, RegFileEntry, RemapFilePathEntry, UnixSkEntry,
 };
 use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
+use crate::namespace::net::with_net;
 use crate::socket::unix_back::{self, Queues, Record};
 use crate::socket::{inet, netlink, tcp};
 
@@ -139,7 +140,7 @@ impl<'a> FileBuilder<'a> {
                     source,
                 });
             }
-            let made = self.build(id)?;
+            let made = self.build_at_home(id)?;
             for (id, fd) in made {
                 late::lock_description(self.extras.get(&id), fd.as_fd())?;
                 self.opened.insert(id, fd);
@@ -239,6 +240,25 @@ impl<'a> FileBuilder<'a> {
             (_, _, Some(s)) => format!("unix socket {:?}", String::from_utf8_lossy(&s.name)),
             _ => format!("{:?}", e.r#type()).to_lowercase(),
         }
+    }
+
+    /// Makes the file while we are in the network namespace it belongs to.
+    fn build_at_home(&mut self, id: u32) -> Result<Vec<(u32, OwnedFd)>, FileError> {
+        let Some(net) = self.extras.get(&id).and_then(|e| e.net_ns) else {
+            return self.build(id);
+        };
+        let failed = |what: String, source: std::io::Error| FileError::Build {
+            id,
+            what,
+            source: BuildError::Env {
+                what: format!("network namespace {net}"),
+                source,
+            },
+        };
+        let env = self.env;
+        let ns = env.net_ns(net).map_err(|e| failed(self.describe(id), e))?;
+        let what = self.describe(id);
+        with_net(Some(ns), || self.build(id)).map_err(|e| failed(what, std::io::Error::other(e)))?
     }
 
     /// Makes the file, and whatever only comes into being together with it.

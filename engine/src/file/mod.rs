@@ -149,6 +149,11 @@ pub trait RestoreEnv {
     /// The root directory of the mount namespace with that id; 0 is our own.
     fn root_dir(&self, mnt_ns: u32) -> io::Result<BorrowedFd<'_>>;
 
+    /// The network namespace with that id.
+    fn net_ns(&self, id: u32) -> io::Result<BorrowedFd<'_>> {
+        Err(io::Error::other(format!("no network namespace {id}")))
+    }
+
     /// A file that takes what is written to the journal stream `id` until it
     /// is connected again; opened anew for each call.
     fn journal_interim(&self, id: u32) -> io::Result<OwnedFd>;

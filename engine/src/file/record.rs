@@ -87,6 +87,9 @@ pub struct RcrFile {
     /// For descriptors of namespaces.
     #[prost(message, optional, tag = "38")]
     pub namespace: Option<RcrNamespaceFd>,
+    /// For sockets: the network namespace, if it is not the controller's own.
+    #[prost(uint32, optional, tag = "40")]
+    pub net_ns: Option<u32>,
 }
 
 /// A namespace that a descriptor stands for.

@@ -88,7 +88,7 @@ impl NamespaceError {
     }
 
     /// The number of the kernel's error, if there is one.
-    pub(super) fn errno(&self) -> Option<i32> {
+    pub(crate) fn errno(&self) -> Option<i32> {
         match self {
             Self::Call { source, .. } | Self::Netlink { source, .. } => source.raw_os_error(),
             _ => None,

@@ -154,11 +154,6 @@ pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
     };
     let foreign = [
         (
-            NsKind::Net,
-            "network namespace",
-            "PrivateNetwork=, NetworkNamespacePath=",
-        ),
-        (
             NsKind::Ipc,
             "IPC namespace",
             "PrivateIPC=, IPCNamespacePath=",
@@ -213,6 +208,25 @@ pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
     Ok(refusals)
 }
 
+/// The network namespace of a task.
+pub fn open_net(pid: Pid) -> Result<OwnedFd, NamespaceError> {
+    open_ns(&format!("/proc/{pid}/ns/net"))
+}
+
+/// What distinguishes a namespace from all others.
+pub fn inode_of(ns: &OwnedFd) -> Result<u64, NamespaceError> {
+    inode(ns, "namespace")
+}
+
+/// Inode number of the user namespace that owns a namespace; `None` above the host's.
+pub fn owner_of(ns: &OwnedFd) -> Result<Option<u64>, NamespaceError> {
+    match ns_relative(ns, NsRelation::Owner) {
+        Ok(fd) => inode(&fd, "namespace").map(Some),
+        Err(Errno::PERM) => Ok(None),
+        Err(e) => Err(NamespaceError::call("ioctl NS_GET_USERNS", "namespace")(e)),
+    }
+}
+
 /// Inode number of the parent of the task's user namespace; `None` above the host's.
 fn parent_user(pid: Pid) -> Result<Option<u64>, NamespaceError> {
     let path = format!("/proc/{pid}/ns/user");
@@ -235,7 +249,7 @@ fn inode(fd: &OwnedFd, path: &str) -> Result<u64, NamespaceError> {
 }
 
 /// The task's name, for messages.
-pub(super) fn comm(pid: Pid) -> String {
+pub fn comm(pid: Pid) -> String {
     let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     String::from_utf8_lossy(name.trim_ascii_end()).into_owned()
 }
@@ -264,6 +278,6 @@ mod tests {
             .into_iter()
             .map(|r| r.object)
             .collect();
-        assert_eq!(said, ["network namespace", "IPC namespace"]);
+        assert_eq!(said, ["IPC namespace"]);
     }
 }

@@ -5,7 +5,8 @@
 //! | mount | rebuilt mount by mount ([`mnt`]) |
 //! | UTS | host and domain name ([`uts`]) |
 //! | user | one level below the initial one: id maps ([`user`]) |
-//! | PID, network, IPC, cgroup | only the host's own; others are refused |
+//! | network | devices, addresses, routes, filters, settings ([`net`]) |
+//! | PID, IPC, cgroup | only the host's own; others are refused |
 //! | time | by whoever restores the clocks |
 //!
 //! "The host" is the calling thread's own namespaces throughout.
@@ -21,9 +22,12 @@ pub mod uts;
 mod view;
 
 pub use error::NamespaceError;
-pub use ids::{NsIds, NsKind, Owner, check_namespaces, mount_owner, uts_owner};
+pub use ids::{
+    NsIds, NsKind, Owner, check_namespaces, comm, inode_of, mount_owner, open_net, owner_of,
+    uts_owner,
+};
 pub use mnt::{
-    HostEnv, MountNamespace, MountPolicy, build_mounts, check_mounts, estimate_mounts,
+    Beside, HostEnv, MountNamespace, MountPolicy, build_mounts, check_mounts, estimate_mounts,
     prepare_host, save_host, save_mounts,
 };
 pub use net::{NetNamespace, NetSource, VethEnd, build_nets, check_nets, save_nets};

@@ -1,7 +1,7 @@
 //! Looking at another task's mount namespace from outside.
 
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::unistd::Pid;
@@ -76,6 +76,21 @@ pub(super) fn inside<T: Send>(
         unshare(UnshareFlags::FS).map_err(NamespaceError::call("unshare", what))?;
         move_into_link_name_space(ns.as_fd(), Some(LinkNameSpaceType::Mount))
             .map_err(NamespaceError::call("setns", what))?;
+        work()
+    })
+}
+
+/// Does something in a namespace of that kind, on a thread of its own that
+/// ends there; without one, where the caller is.
+pub(super) fn within<T: Send>(
+    ns: Option<BorrowedFd<'_>>,
+    kind: LinkNameSpaceType,
+    work: impl FnOnce() -> Result<T, NamespaceError> + Send,
+) -> Result<T, NamespaceError> {
+    let Some(ns) = ns else { return work() };
+    on_own_thread("namespace", || {
+        move_into_link_name_space(ns, Some(kind))
+            .map_err(NamespaceError::call("setns", "namespace"))?;
         work()
     })
 }

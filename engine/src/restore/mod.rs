@@ -22,7 +22,7 @@ mod worlds;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use crate::arch;
@@ -31,7 +31,7 @@ use crate::dump::CARRIED;
 use crate::file::{FileBuilder, FileError, SilentConnections};
 use crate::image::{ImageError, ImageSource};
 use crate::memory::{MemoryError, sysv};
-use crate::namespace::{self, NamespaceError};
+use crate::namespace::{self, NamespaceError, VethEnd};
 use crate::remote::{Arena, RemoteError, Tracee};
 use crate::sys::SysError;
 use crate::sys::process::tgkill;
@@ -51,6 +51,10 @@ pub struct RestoreOptions {
     /// Regular file that takes what is written to connections with the
     /// journal, until they are made anew.
     pub journal_interim: Option<PathBuf>,
+    /// Network namespaces that stand in for those that were not saved, by name.
+    pub nets: BTreeMap<String, OwnedFd>,
+    /// Where the host's ends of pairs go instead of where they were.
+    pub veths: Vec<VethEnd>,
 }
 
 /// Why a restore failed.
@@ -200,7 +204,7 @@ pub fn restore(
     {
         content::restore_paths(root.as_fd(), source, CARRIED)?;
     }
-    let worlds = worlds::Worlds::build(source, &images)?;
+    let worlds = worlds::Worlds::build(source, &images, options)?;
     worlds.enter_clocks(&images)?;
     let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
     let mut files = FileBuilder::new(source, &env)?;

@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::RestoreError;
 use super::images::Images;
+use super::{RestoreError, RestoreOptions};
 use crate::clock;
 use crate::file::RestoreEnv;
 use crate::image::ImageSource;
 use crate::image::schema::TaskKobjIdsEntry;
-use crate::namespace::{self, HostEnv, MountNamespace, UserNamespace, UtsNamespace};
+use crate::namespace::{
+    self, Beside, HostEnv, MountNamespace, NetNamespace, UserNamespace, UtsNamespace,
+};
 use crate::remote::{OpId, Program};
 
 /// Namespaces made again, by their numbers in the images.
@@ -23,36 +25,51 @@ pub struct Worlds {
     mounts: BTreeMap<u32, MountNamespace>,
     uts: BTreeMap<u32, UtsNamespace>,
     users: BTreeMap<u32, UserNamespace>,
+    nets: BTreeMap<u32, NetNamespace>,
 }
 
 impl Worlds {
     /// Builds every namespace of the dump that is not the host's.
-    pub fn build(source: &dyn ImageSource, images: &Images) -> Result<Self, RestoreError> {
+    pub fn build(
+        source: &dyn ImageSource,
+        images: &Images,
+        options: &RestoreOptions,
+    ) -> Result<Self, RestoreError> {
         let host = images.host_ids;
         let mut w = Self {
             mounts: BTreeMap::new(),
             uts: BTreeMap::new(),
             users: BTreeMap::new(),
+            nets: BTreeMap::new(),
             host,
         };
+        for (_, live) in images.live() {
+            if let Some(id) = foreign(live.ids.user_ns_id, w.host.user_ns_id)
+                && !w.users.contains_key(&id)
+            {
+                w.users.insert(id, namespace::build_user(source, id)?);
+            }
+        }
+        // Before mounts: a sysfs shows the network namespace it was mounted in.
+        w.nets = namespace::build_nets(source, &w.users, &options.nets, &options.veths)?;
         for (_, live) in images.live() {
             let ids = &live.ids;
             if let Some(id) = foreign(ids.mnt_ns_id, w.host.mnt_ns_id)
                 && !w.mounts.contains_key(&id)
             {
                 let env = HostEnv::current()?;
+                let net = foreign(ids.net_ns_id, w.host.net_ns_id).and_then(|i| w.nets.get(&i));
+                let beside = Beside {
+                    net: net.map(NetNamespace::ns),
+                    ipc: None,
+                };
                 w.mounts
-                    .insert(id, namespace::build_mounts(source, id, &env)?);
+                    .insert(id, namespace::build_mounts(source, id, &env, &beside)?);
             }
             if let Some(id) = foreign(ids.uts_ns_id, w.host.uts_ns_id)
                 && !w.uts.contains_key(&id)
             {
                 w.uts.insert(id, namespace::restore_uts(source, id)?);
-            }
-            if let Some(id) = foreign(ids.user_ns_id, w.host.user_ns_id)
-                && !w.users.contains_key(&id)
-            {
-                w.users.insert(id, namespace::build_user(source, id)?);
             }
         }
         Ok(w)
@@ -69,7 +86,7 @@ impl Worlds {
         Ok(())
     }
 
-    /// Adds the calls that bring a process into its mount and UTS namespaces.
+    /// Adds the calls that bring a process into its mount, network and UTS namespaces.
     pub fn enter(&self, p: &mut Program, pidfd: OpId, ids: &TaskKobjIdsEntry) {
         if let Some(ns) =
             foreign(ids.mnt_ns_id, self.host.mnt_ns_id).and_then(|i| self.mounts.get(&i))
@@ -80,6 +97,17 @@ impl Worlds {
                 ns.ns().as_raw_fd(),
                 libc::CLONE_NEWNS,
                 "enter the mount namespace",
+            );
+        }
+        if let Some(ns) =
+            foreign(ids.net_ns_id, self.host.net_ns_id).and_then(|i| self.nets.get(&i))
+        {
+            join(
+                p,
+                pidfd,
+                ns.ns().as_raw_fd(),
+                libc::CLONE_NEWNET,
+                "enter the network namespace",
             );
         }
         if let Some(ns) = foreign(ids.uts_ns_id, self.host.uts_ns_id).and_then(|i| self.uts.get(&i))
@@ -178,6 +206,12 @@ impl RestoreEnv for Env<'_> {
         Ok(ns
             .ok_or_else(|| io::Error::other(format!("no mount namespace {mnt_ns}")))?
             .root())
+    }
+
+    fn net_ns(&self, id: u32) -> io::Result<BorrowedFd<'_>> {
+        let ns = self.worlds.nets.get(&id);
+        let absent = || io::Error::other(format!("no network namespace {id}"));
+        Ok(ns.ok_or_else(absent)?.ns())
     }
 
     fn journal_interim(&self, _id: u32) -> io::Result<OwnedFd> {

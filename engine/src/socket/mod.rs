@@ -5,6 +5,7 @@
 //! again by the controller; see [`crate::file`].
 
 mod diag;
+pub(crate) mod home;
 pub(crate) mod inet;
 mod inet_diag;
 pub(crate) mod lock;

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
 use super::diag::{self, UnixInfo};
+use super::home::at_home;
 use super::{Kind, opts};
 use crate::file::UnixPolicy;
 use crate::file::error::{Stop, refuse};
@@ -32,16 +33,16 @@ pub(crate) struct Table {
 
 impl Table {
     /// The kernel's view of a socket; asked once for all, and again for newer ones.
-    fn info(&mut self, ino: u32) -> Result<UnixInfo, Stop> {
+    fn info(&mut self, ino: u32, fd: BorrowedFd<'_>) -> Result<UnixInfo, Stop> {
         if !self.infos.contains_key(&ino) {
-            self.infos = diag::unix_sockets()?;
+            self.infos.extend(at_home(fd, diag::unix_sockets)?);
         }
         match self.infos.get(&ino) {
             Some(info) => Ok(info.clone()),
             None => refuse(
                 "unix socket",
-                format!("socket:[{ino}] is not in the host's network namespace"),
-                "turn PrivateNetwork= off, or untag the unit",
+                format!("socket:[{ino}] is not among those of its network namespace"),
+                "try again, or untag the unit",
             ),
         }
     }
@@ -67,7 +68,7 @@ pub(crate) fn save(
     table: &mut Table,
 ) -> Result<(), Stop> {
     let ino = file.stat.st_ino as u32;
-    let info = table.info(ino)?;
+    let info = table.info(ino, file.fd)?;
     let local = sys::local_address(file.fd)?;
     let peer = sys::peer_address(file.fd)?;
     let mut more = RcrSocket {

@@ -75,7 +75,10 @@ impl FileSaver {
             return self.save_by_path(file, saved);
         }
         match file.format() {
-            libc::S_IFSOCK => socket::save(file, saved, &mut self.unix),
+            libc::S_IFSOCK => {
+                self.homes.note(saved.entry.id, file.fd)?;
+                socket::save(file, saved, &mut self.unix)
+            }
             libc::S_IFIFO if file.link.starts_with("pipe:") => {
                 pipe::save(file, saved, &mut self.pipes)
             }

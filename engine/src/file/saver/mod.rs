@@ -24,6 +24,7 @@ use crate::Refusal;
 use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
 use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
+use crate::socket::home::Homes;
 use crate::socket::{tcp, unix};
 use crate::sys::SysError;
 
@@ -49,6 +50,7 @@ pub struct FileSaver {
     unix: unix::Table,
     streams: Vec<tcp::Stream>,
     connections: tcp::Held,
+    homes: Homes,
     /// `FLOCK` and similar lines by the file they were seen on.
     locks: late::LocksSeen,
     /// Watched inodes without a name, by the file that watches.
@@ -86,6 +88,7 @@ impl FileSaver {
             unix: unix::Table::default(),
             streams: Vec::new(),
             connections: tcp::Held::default(),
+            homes: Homes::default(),
             locks: late::LocksSeen::default(),
             nameless: Vec::new(),
         })
@@ -329,6 +332,34 @@ impl FileSaver {
             &names::fdinfo(files_id),
             table,
         )?)
+    }
+
+    /// The network namespaces of sockets that are not our own: inode number,
+    /// the namespace, and where the first socket in it was found.
+    pub fn net_namespaces(&self) -> Vec<(u64, BorrowedFd<'_>, i32, String)> {
+        let place = |(inode, ns, id)| {
+            let found = &self.files.get(&id)?.found;
+            Some((inode, ns, found.pid, found.comm.clone()))
+        };
+        self.homes.all().filter_map(place).collect()
+    }
+
+    /// Gives sockets the numbers of their network namespaces, by inode number.
+    pub fn number_nets(&mut self, number: impl Fn(u64) -> Option<u32>) {
+        for (id, saved) in &mut self.files {
+            let home = self.homes.of(*id).and_then(&number);
+            saved.extra.net_ns = home;
+            let e = &mut saved.entry;
+            let fields = [
+                e.isk.as_mut().map(|s| &mut s.ns_id),
+                e.usk.as_mut().map(|s| &mut s.ns_id),
+                e.nlsk.as_mut().map(|s| &mut s.ns_id),
+                e.psk.as_mut().map(|s| &mut s.ns_id),
+            ];
+            for field in fields.into_iter().flatten() {
+                *field = home;
+            }
+        }
     }
 
     /// Ids of journal streams, for whoever connects them again.

@@ -18,6 +18,15 @@ pub(crate) fn unix_socket_file(fd: BorrowedFd<'_>) -> SysResult<OwnedFd> {
     owned("ioctl(SIOCUNIXFILE)", fd.as_raw_fd(), r.into())
 }
 
+/// The network namespace a socket belongs to.
+pub(crate) fn socket_net(fd: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    // linux/sockios.h
+    const SIOCGSKNS: u64 = 0x894c;
+    // SAFETY: the ioctl takes no argument and returns a new descriptor.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS as _, 0) };
+    owned("ioctl(SIOCGSKNS)", fd.as_raw_fd(), r.into())
+}
+
 /// A socket option's bytes, at most `max` of them.
 pub(crate) fn socket_option(
     fd: BorrowedFd<'_>,

@@ -17,7 +17,7 @@ use rustix::thread::UnshareFlags;
 use super::mountinfo;
 use super::schema::{MountEntry, MountsEntry};
 use super::sources::{make_dirs, make_own, make_sources};
-use super::{HostEnv, MountNamespace, host, image_name, nodes};
+use super::{Beside, HostEnv, MountNamespace, host, image_name, nodes};
 use crate::image::{ImageError, ImageSource, Kind, get_record};
 use crate::namespace::NamespaceError;
 use crate::namespace::sys::{Propagation, mount_setattr, unshare};
@@ -38,6 +38,7 @@ pub fn build_mounts(
     source: &dyn ImageSource,
     ns_id: u32,
     env: &HostEnv,
+    beside: &Beside<'_>,
 ) -> Result<MountNamespace, NamespaceError> {
     let image: MountsEntry = get_record(source, Kind::RcrNamespaces, &image_name(ns_id))?;
     check(&image).map_err(|what| ImageError::Content {
@@ -48,7 +49,7 @@ pub fn build_mounts(
         host::ensure(h)?;
     }
     make_sources(&image, env, source)?;
-    let owns = make_own(&image, source)?;
+    let owns = make_own(&image, source, beside)?;
     on_own_thread("mount namespace", || {
         Builder {
             image: &image,

@@ -60,6 +60,16 @@ pub struct HostEnv {
     pub boot_id: String,
 }
 
+/// The other namespaces of a mount namespace's tasks, where they are not the
+/// host's: some file systems show that in which they are mounted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beside<'a> {
+    /// Shown by sysfs.
+    pub net: Option<BorrowedFd<'a>>,
+    /// Shown by mqueue.
+    pub ipc: Option<BorrowedFd<'a>>,
+}
+
 impl HostEnv {
     /// The running host.
     pub fn current() -> Result<Self, NamespaceError> {

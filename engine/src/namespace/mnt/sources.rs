@@ -8,16 +8,17 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
+use rustix::thread::LinkNameSpaceType;
 
 use super::build::{place_of, root_of};
 use super::create::Recipe;
 use super::mountinfo::MountInfo;
 use super::schema::{MountEntry, MountsEntry};
-use super::{HostEnv, host, nodes};
+use super::{Beside, HostEnv, host, nodes};
 use crate::content::restore_tree;
 use crate::image::ImageSource;
 use crate::namespace::NamespaceError;
-use crate::namespace::view::MountView;
+use crate::namespace::view::{MountView, within};
 
 /// Makes what binds show on the host, and the places in it that are mounted
 /// on, where they are not there after a boot.
@@ -76,6 +77,7 @@ fn host_root(
 pub(super) fn make_own(
     image: &MountsEntry,
     source: &dyn ImageSource,
+    beside: &Beside<'_>,
 ) -> Result<Vec<OwnedFd>, NamespaceError> {
     let mut made = Vec::new();
     for (at, own) in image.owns.iter().enumerate() {
@@ -90,7 +92,15 @@ pub(super) fn make_own(
             options: &own.options,
             seen,
         };
-        let mount = recipe.mount()?;
+        let mount = match own.fstype.as_str() {
+            "sysfs" => within(beside.net, LinkNameSpaceType::Network, || recipe.mount())?,
+            "mqueue" => within(
+                beside.ipc,
+                LinkNameSpaceType::InterProcessCommunication,
+                || recipe.mount(),
+            )?,
+            _ => recipe.mount()?,
+        };
         for tree in &own.trees {
             let root = make_dirs(&mount, Path::new(OsStr::from_bytes(&tree.root)))?;
             restore_tree(source, &tree.tree, root.as_fd())

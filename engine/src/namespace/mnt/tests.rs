@@ -190,7 +190,7 @@ fn roundtrip(service: fn(), left_out: &[&str], seen: impl FnOnce(&Path) + Send) 
         boot_id: "0123456789abcdef".repeat(2),
     };
     on_host(early_boot, || {
-        let made = build_mounts(&images, 1, &new).unwrap();
+        let made = build_mounts(&images, 1, &new, &super::Beside::default()).unwrap();
         let ns = made.ns().try_clone_to_owned().unwrap();
         let mut after = MountView::at(ns).unwrap().mounts;
         after.retain(|m| !left_out.iter().any(|o| m.mountpoint.starts_with(o)));

@@ -13,11 +13,9 @@ const IFADDR: usize = 8;
 const ADDRESS: u16 = 1;
 const LOCAL: u16 = 2;
 const FLAGS: u16 = 8;
-const CACHEINFO: u16 = 6;
 const NODAD: u32 = 0x02;
 const TENTATIVE: u32 = 0x40;
 const DADFAILED: u32 = 0x08;
-const PERMANENT: u32 = 0x80;
 
 /// All addresses of the namespace the calling thread is in, in their order.
 pub(super) fn list(nl: &mut Netlink) -> Result<Vec<Message>, NamespaceError> {
@@ -82,12 +80,7 @@ pub(super) fn add(
             head[4..8].copy_from_slice(&index.to_ne_bytes());
         }
         let mut b = Body::new(&head);
-        // A lasting address has no lifetime to tell.
-        let except: &[u16] = match flags & PERMANENT {
-            0 => &[FLAGS],
-            _ => &[FLAGS, CACHEINFO],
-        };
-        b.copy_except(body.get(IFADDR..).unwrap_or(&[]), except);
+        b.copy_except(body.get(IFADDR..).unwrap_or(&[]), &[FLAGS]);
         b.u32(FLAGS, flags);
         b.0
     };

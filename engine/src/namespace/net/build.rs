@@ -34,19 +34,18 @@ pub struct VethEnd {
     pub bridge: Option<String>,
 }
 
-/// Builds the saved namespaces of those numbers.
+/// Builds all saved network namespaces.
 ///
 /// `users` are the user namespaces of the dump; `external` gives namespaces
 /// that stand in for others, by name; `veths` says where outer ends go.
 pub fn build_nets(
     source: &dyn ImageSource,
-    ids: &[u32],
     users: &BTreeMap<u32, UserNamespace>,
     external: &BTreeMap<String, OwnedFd>,
     veths: &[VethEnd],
 ) -> Result<BTreeMap<u32, NetNamespace>, NamespaceError> {
     let mut all = BTreeMap::new();
-    for &id in ids {
+    for id in super::saved(source) {
         let entry: NetEntry = get_record(source, Kind::RcrNamespaces, &image_name(id))?;
         let content = |what: String| ImageError::Content {
             name: image_name(id),

@@ -53,14 +53,15 @@ const KINDS: [&str; 9] = [
 const EVERYWHERE: [&str; 8] = [
     "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6gre0",
 ];
-/// Bridge properties that are measured, not set: ids, ports, timers, state.
-const BRIDGE_MEASURED: [u16; 13] = [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 47, 48];
+/// Bridge properties that are measured, not set (ids, ports, timers, state), and
+/// filtering by VLAN, which is refused where it is on.
+const BRIDGE_MEASURED: [u16; 14] = [7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 47, 48];
 /// Properties of a bridge's port that are measured or follow from others.
 const PORT_MEASURED: [u16; 19] = [
     1, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26, 29, 35, 36, 38, 41,
 ];
-/// Length of a macvlan's queue, which cannot be set.
-const MACVLAN_MEASURED: [u16; 1] = [8];
+/// How many sources a macvlan has, and the length of its queue.
+const MACVLAN_MEASURED: [u16; 2] = [6, 8];
 /// Flags that somebody sets: UP, DEBUG, NOARP, PROMISC, ALLMULTI, MULTICAST.
 const SETTABLE: u32 = 0x1 | 0x4 | 0x80 | 0x100 | 0x200 | 0x1000;
 const IFF_UP: u32 = 1;
@@ -221,18 +222,39 @@ pub(super) fn make(
                 data.attr(VETH_PEER, &peer.0);
             });
         } else if let Some(data) = link.data(INFO_DATA) {
-            let measured: &[u16] = match kind.as_str() {
-                "bridge" => &BRIDGE_MEASURED,
-                "macvlan" => &MACVLAN_MEASURED,
-                _ => &[],
-            };
-            info.nest(INFO_DATA, |d| {
-                d.copy_except(data, measured);
-            });
+            info.nest(INFO_DATA, |d| properties(d, &kind, data));
         }
     });
     let what = format!("make device {} ({kind})", link.name());
     nl.change(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body.0, &what)
+}
+
+/// What a device of that kind is made with, from what it was seen to have.
+fn properties(body: &mut Body, kind: &str, seen: &[u8]) {
+    const BRIDGE_OPTIONS: u16 = 46;
+    const VXLAN_TTL_INHERIT: u16 = 28;
+    // What the kernel says of them it takes for an overlap with those in use.
+    const VXLAN_RESERVED_BITS: u16 = 33;
+    match kind {
+        "bridge" => {
+            body.copy_except(seen, &[&BRIDGE_MEASURED[..], &[BRIDGE_OPTIONS]].concat());
+            // Values and which of them are meant: only those that are on.
+            if let Some(on) = Attrs(seen).get(BRIDGE_OPTIONS).and_then(|v| v.get(..4)) {
+                body.attr(BRIDGE_OPTIONS, &[on, on].concat());
+            }
+        }
+        "macvlan" => drop(body.copy_except(seen, &MACVLAN_MEASURED)),
+        "vxlan" => {
+            body.copy_except(seen, &[VXLAN_TTL_INHERIT, VXLAN_RESERVED_BITS]);
+            if Attrs(seen)
+                .get(VXLAN_TTL_INHERIT)
+                .is_some_and(|v| v.first() == Some(&1))
+            {
+                body.attr(VXLAN_TTL_INHERIT, &[]);
+            }
+        }
+        _ => drop(body.copy_except(seen, &[])),
+    }
 }
 
 fn identity(body: &mut Body, link: Link<'_>, name: &str) {

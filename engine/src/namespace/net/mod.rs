@@ -31,6 +31,8 @@ mod xtables;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::image::ImageSource;
+
 pub use build::{VethEnd, build_nets};
 pub(crate) use enter::{inside_net, with_net};
 pub use save::{NetSource, check_nets, save_nets};
@@ -46,6 +48,17 @@ impl NetNamespace {
     pub fn ns(&self) -> BorrowedFd<'_> {
         self.ns.as_fd()
     }
+}
+
+/// Numbers of the namespaces that are in the images.
+fn saved(source: &dyn ImageSource) -> Vec<u32> {
+    let number = |n: &String| {
+        n.strip_prefix("rcr-netns-")?
+            .strip_suffix(".img")?
+            .parse()
+            .ok()
+    };
+    source.names().iter().filter_map(number).collect()
 }
 
 fn image_name(ns_id: u32) -> String {

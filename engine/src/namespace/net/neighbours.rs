@@ -14,6 +14,7 @@ const NOARP: u16 = 0x40;
 const NTF_PROXY: u8 = 0x08;
 const NTF_SELF: u8 = 0x02;
 const RTN_UNICAST: u8 = 1;
+const DESTINATION: u16 = 1;
 const CACHEINFO: u16 = 3;
 const PROBES: u16 = 4;
 const MASTER: u16 = 9;
@@ -51,7 +52,12 @@ pub(super) fn list(nl: &mut Netlink) -> Result<Vec<Vec<u8>>, NamespaceError> {
     let mut bridges = [0; NDMSG];
     bridges[0] = libc::AF_BRIDGE as u8;
     let forwarding = nl.dump(RTM_GETNEIGH, &bridges)?.into_iter().map(|m| m.body);
-    all.extend(forwarding.filter(|b| state(b) & (PERMANENT | NOARP) != 0));
+    let set = |b: &Vec<u8>| {
+        // A device's own entries without a destination are the groups it is in.
+        let group = flags(b) & NTF_SELF != 0 && Attrs(&b[NDMSG..]).get(DESTINATION).is_none();
+        state(b) & (PERMANENT | NOARP) != 0 && !group
+    };
+    all.extend(forwarding.filter(|b| b.len() >= NDMSG && set(b)));
     for body in &mut all {
         *body = settled(body);
     }

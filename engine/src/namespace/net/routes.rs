@@ -1,7 +1,7 @@
 //! Routes of all tables, next hops and rules: rtnetlink messages, as
 //! `route-ID.img`, `route6-ID.img` and `rule-ID.img` hold them.
 
-use super::netlink::{Attrs, Body, Message, NLM_F_CREATE, NLM_F_EXCL, Netlink};
+use super::netlink::{Attrs, Body, Message, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Netlink};
 use crate::namespace::NamespaceError;
 
 // linux/rtnetlink.h
@@ -32,6 +32,7 @@ const CLONED: u32 = 0x200;
 /// `RTNH_F_PERVASIVE`); the rest is the state of the devices.
 const LASTING: u32 = 0x2 | 0x4;
 const PROTO_KERNEL: u8 = 2;
+const TABLE_LOCAL: u8 = 255;
 /// Clock ticks that user space is told of, a second.
 const USER_HZ: i32 = 100;
 
@@ -87,21 +88,26 @@ pub(super) fn restore(
     family: i32,
     wanted: &[Message],
 ) -> Result<(), NamespaceError> {
-    let present: Vec<Vec<u8>> = list(nl, family)?.iter().map(|m| settled(&m.body)).collect();
+    let mut present: Vec<Vec<u8>> = list(nl, family)?.iter().map(|m| settled(&m.body)).collect();
     let goal: Vec<Vec<u8>> = wanted.iter().map(|m| settled(&m.body)).collect();
-    for body in present.iter().filter(|p| !goal.contains(p)) {
-        match nl.change(RTM_DELROUTE, 0, body, "remove a route") {
-            // It went with another.
-            Err(e) if e.errno() == Some(libc::ESRCH) => {}
-            other => other?,
+    // Of IPv4 routes to one place the first counts, so their order must be right:
+    // those that differ make all be put there anew.
+    if family == libc::AF_INET && present != goal {
+        for body in present.drain(..) {
+            remove(nl, &body)?;
         }
+    }
+    let unwanted = |p: &&Vec<u8>| !goal.contains(p) && !comes_with_address(p);
+    for body in present.iter().filter(unwanted) {
+        remove(nl, body)?;
     }
     let mut missing: Vec<(&Message, Vec<u8>)> = wanted
         .iter()
         .zip(goal)
-        .filter(|(_, g)| !present.contains(g))
+        .filter(|(m, g)| !present.contains(g) && !comes_with_address(&m.body))
         .collect();
-    // A gateway needs a route to it first.
+    // A source address needs the local table, and a gateway a route to it.
+    missing.sort_by_key(|(m, _)| m.body.get(4) != Some(&TABLE_LOCAL));
     while !missing.is_empty() {
         let before = missing.len();
         let mut failed = None;
@@ -121,6 +127,24 @@ pub(super) fn restore(
     Ok(())
 }
 
+fn remove(nl: &mut Netlink, body: &[u8]) -> Result<(), NamespaceError> {
+    match nl.change(RTM_DELROUTE, 0, body, "remove a route") {
+        // It went with another.
+        Err(e) if e.errno() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// IPv6 routes to our own addresses: the kernel adds them a moment after the
+/// address, with a metric that cannot be asked for.
+fn comes_with_address(body: &[u8]) -> bool {
+    const LOCAL: u8 = 2;
+    const ANYCAST: u8 = 4;
+    let v6 = body.first() == Some(&(libc::AF_INET6 as u8));
+    let kernel = body.get(5) == Some(&PROTO_KERNEL);
+    v6 && kernel && matches!(body.get(7), Some(&LOCAL | &ANYCAST))
+}
+
 fn add(nl: &mut Netlink, m: &Message, settled: &[u8]) -> Result<(), NamespaceError> {
     let mut body = Body(settled.to_vec());
     if let Some(seconds) = expires(&m.body)
@@ -128,7 +152,13 @@ fn add(nl: &mut Netlink, m: &Message, settled: &[u8]) -> Result<(), NamespaceErr
     {
         body.u32(EXPIRES, seconds);
     }
-    match nl.change(RTM_NEWROUTE, NLM_F_CREATE, &body.0, "add a route") {
+    let v4 = m.body.first() == Some(&(libc::AF_INET as u8));
+    let how = if v4 {
+        NLM_F_CREATE | NLM_F_APPEND
+    } else {
+        NLM_F_CREATE
+    };
+    match nl.change(RTM_NEWROUTE, how, &body.0, "add a route") {
         // Those of the kernel's own making come and go with addresses and settings.
         Err(e) if e.errno() == Some(libc::EEXIST) && m.body.get(5) == Some(&PROTO_KERNEL) => Ok(()),
         other => other,
@@ -176,7 +206,11 @@ pub(super) fn restore_nexthops(nl: &mut Netlink, all: &[Vec<u8>]) -> Result<(), 
     for body in singles.chain(all.iter().filter(is_group)) {
         let mut head = body[..NHMSG.min(body.len())].to_vec();
         head.resize(NHMSG, 0);
-        head[4..8].copy_from_slice(&[0; 4]);
+        // Scope and reserved; of the flags only that a gateway is on the link.
+        (head[1], head[3]) = (0, 0);
+        const ONLINK: u32 = 4;
+        let flags = u32::from_ne_bytes(head[4..8].try_into().expect("4")) & ONLINK;
+        head[4..8].copy_from_slice(&flags.to_ne_bytes());
         if is_group(&body) {
             head[0] = libc::AF_UNSPEC as u8;
         }

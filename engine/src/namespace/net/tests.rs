@@ -98,7 +98,7 @@ fn devices_addresses_and_routes_come_back() {
     let sources = [a, b];
     assert_eq!(save_nets(&sources, &mut images).unwrap(), []);
     let none = BTreeMap::new();
-    let made = build_nets(&images, &[12, 13], &BTreeMap::new(), &none, &[]).unwrap();
+    let made = build_nets(&images, &BTreeMap::new(), &none, &[]).unwrap();
     let after = inside_net(made[&12].ns(), picture).unwrap();
     for (b, a) in before.iter().zip(&after) {
         assert_eq!(b, a);

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod nameless;
 pub mod namespaces;
 pub mod naps;
+pub mod network;
 pub mod notify;
 pub mod pidfds;
 pub mod pipes;
@@ -50,6 +51,7 @@ pub const ALL: &[&[Case]] = &[
     creds::CASES,
     seccomp::CASES,
     namespaces::CASES,
+    network::CASES,
     files::CASES,
     pipes::CASES,
     nameless::CASES,
