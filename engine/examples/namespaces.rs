@@ -72,7 +72,7 @@ fn build(dir: &Path) -> Result<ExitCode> {
     content::restore_paths(std::os::fd::AsFd::as_fd(&root), &images, "carried")?;
     let boot = HostEnv::current()?;
     let started = std::time::Instant::now();
-    let made = namespace::build_mounts(&images, 1, &boot)?;
+    let made = namespace::build_mounts(&images, 1, &boot, &namespace::Beside::default())?;
     println!("built in {:?}", started.elapsed());
     namespace::restore_uts(&images, 2)?;
     if dir.join("userns-3.img").exists() {
