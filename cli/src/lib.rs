@@ -1,6 +1,7 @@
 //! The programs `rcr-upgrade` and `rcr`: order, messages, progress.
 
 pub mod carrier;
+pub mod criu;
 mod environment;
 pub mod exit;
 pub mod progress;

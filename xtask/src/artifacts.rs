@@ -35,6 +35,19 @@ pub fn build(package: &str, programs: &[&str]) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
+/// Builds one program that needs a feature of its package.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_with(package: &str, feature: &str, program: &str) -> Result<PathBuf> {
+    let arguments = ["--package", package, "--no-default-features"];
+    let arguments = [&arguments[..], &["--features", feature, "--bin", program]].concat();
+    build_programs(&arguments)?
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|name| name == program))
+        .with_context(|| format!("cargo built no {program}"))
+}
+
 /// Runs `cargo build` and returns the programs it names.
 fn build_programs(arguments: &[&str]) -> Result<Vec<PathBuf>> {
     let output = Command::new(env!("CARGO"))

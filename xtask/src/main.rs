@@ -6,6 +6,7 @@ mod dev_vm;
 mod host;
 mod image;
 mod mirror;
+mod peer;
 mod test;
 
 use std::path::{Path, PathBuf};

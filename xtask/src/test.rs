@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use rcr_tests::scenarios::{self, Bench};
 use rcr_tests::vm::qemu::Accel;
 
-use crate::{artifacts, image, root, vm_dir};
+use crate::{artifacts, image, peer, root, vm_dir};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -24,6 +24,10 @@ pub struct Arguments {
     /// Only scenarios with this in their names, and nothing but machines.
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
+    /// Only the dumps and restores across rcr and CRIU with this in their names
+    /// ("" for all), and nothing else.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vm_only", "scenario", "no_vm"])]
+    cross: Option<String>,
     /// Lists the scenarios and runs nothing.
     #[arg(long)]
     list: bool,
@@ -43,10 +47,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut tally = Tally::default();
-    if !arguments.vm_only && arguments.scenario.is_none() {
+    if let Some(only) = &arguments.cross {
+        cross_step(Some(only), &mut tally);
+    } else if !arguments.vm_only && arguments.scenario.is_none() {
         host_steps(&mut tally);
+        cross_step(None, &mut tally);
     }
-    if !arguments.no_vm {
+    if !arguments.no_vm && arguments.cross.is_none() {
         machine_steps(arguments, &mut tally)?;
     }
     println!("\n{} passed, {} failed", tally.passed, tally.failed.len());
@@ -145,6 +152,13 @@ pub fn support() -> Result<ExitCode> {
         false,
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn cross_step(only: Option<&str>, tally: &mut Tally) {
+    println!("\n== across rcr and CRIU");
+    let start = Instant::now();
+    let result = peer::test(only);
+    tally.count("across rcr and CRIU", result, start.elapsed());
 }
 
 fn cargo(arguments: &[&str], silent: bool) -> Result<()> {

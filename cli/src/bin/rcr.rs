@@ -87,7 +87,23 @@ enum Command {
     LiftPids,
 }
 
+/// The arguments of CRIU's command line, if that is what we are called for: as
+/// `criu`, or as `rcr criu`.
+fn criu_arguments() -> Option<Vec<std::ffi::OsString>> {
+    let mut arguments = std::env::args_os();
+    let program = PathBuf::from(arguments.next()?);
+    let rest: Vec<_> = arguments.collect();
+    match rest.first() {
+        _ if program.file_name().is_some_and(|n| n == "criu") => Some(rest),
+        Some(first) if first == "criu" => Some(rest[1..].to_vec()),
+        _ => None,
+    }
+}
+
 fn main() -> ExitCode {
+    if let Some(arguments) = criu_arguments() {
+        return rcr_cli::criu::main(arguments);
+    }
     rcr_cli::log_to_stderr();
     if let Err(e) = rcr_cli::sys::end_with_reader() {
         tracing::debug!("SIGPIPE stays ignored: {e}");

@@ -98,7 +98,9 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     };
     let id = saved.entry.id;
     let (src_addr, src_port) = split(&local);
-    let (dst_addr, dst_port) = peer.as_deref().map(split).unwrap_or_default();
+    // Both have the family's length, also where there is no peer.
+    let nowhere = || (vec![0; src_addr.len()], 0);
+    let (dst_addr, dst_port) = peer.as_deref().map_or_else(nowhere, split);
     let int = |level, name| sys::socket_option_int(file.fd, level, name);
     let v6 = kind.domain == libc::AF_INET6;
     let tcp = kind.protocol == libc::IPPROTO_TCP;
@@ -140,7 +142,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
             None
         },
         uid: Some(file.stat.st_uid),
-        shutdown: Some(shutdown.into()),
+        shutdown: (shutdown != SkShutdown::None).then_some(shutdown.into()),
         ..InetSkEntry::default()
     });
     let bound = src_port != 0 || local.get(4..).is_some_and(|_| !is_any(&local));

@@ -1,0 +1,161 @@
+//! `criu dump`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rcr_engine::Tree;
+use rcr_engine::dump::{self, DumpOptions};
+use rcr_engine::file::{FilePolicy, TcpPolicy, UnixPolicy};
+use rcr_engine::freeze::freeze;
+use rcr_engine::image::DirSink;
+
+use super::options::Options;
+use super::places::Places;
+use super::script::Notify;
+use super::stats::{self, DumpTimes};
+use super::{Error, unsupported};
+
+/// Below the images' directory: where they are until they are whole.
+const UNFINISHED: &str = ".unfinished";
+/// The largest removed file that is carried unless told otherwise, bytes.
+const GHOST_LIMIT: u64 = 1 << 20;
+
+/// Writes the images of a tree. After failure the tree runs on, and images of
+/// an earlier dump are as they were.
+pub fn run(options: &Options, places: &Places, notify: &mut dyn Notify) -> Result<(), Error> {
+    let done = dump_tree(options, places, notify);
+    match &done {
+        Ok(()) => tracing::info!("Dumping finished successfully"),
+        Err(e) => {
+            tracing::error!("{e:#}");
+            tracing::error!("Dumping FAILED.");
+        }
+    }
+    done
+}
+
+fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Result<(), Error> {
+    let pid = options.pid.context("option --tree PID is missing")?;
+    unsupported::check(options)?;
+    if !Path::new("/proc").join(pid.to_string()).exists() {
+        bail!("there is no process {pid}");
+    }
+    let how = dump_options(options);
+    let tree = Tree::Root(pid);
+    notify.stage("pre-dump", Some(pid))?;
+    let refusals = dump::check(&tree, &how).with_context(|| format!("process {pid}"))?;
+    for refusal in &refusals {
+        tracing::error!("{refusal}");
+    }
+    if !refusals.is_empty() {
+        bail!("{} things cannot be carried", refusals.len());
+    }
+    let unfinished = Unfinished::make(places)?;
+    let mut sink = DirSink::create(&unfinished.0).context("images directory")?;
+    let start = Instant::now();
+    if let Some(seconds) = options.timeout.filter(|&s| s > 0) {
+        // The kernel ends us when it is over; the tree then runs on.
+        nix::unistd::alarm::set(seconds);
+    }
+    let frozen = freeze(&tree)?;
+    nix::unistd::alarm::cancel();
+    let stood = Instant::now();
+    tracing::debug!("{} processes stand", frozen.processes.len());
+    let figures = dump::dump(&frozen, &mut sink, &how)?;
+    drop(sink);
+    unfinished.finish(places)?;
+    notify.stage("post-dump", Some(pid))?;
+    let pids: Vec<i32> = frozen.processes.iter().map(|p| p.info.pid).collect();
+    if options.leave_stopped {
+        for &pid in &pids {
+            // It has not run, so it is there.
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).context("stop")?;
+        }
+        frozen.thaw();
+    } else if options.leave_running {
+        frozen.thaw();
+    } else {
+        frozen.kill();
+    }
+    let times = DumpTimes {
+        freezing: stood - start,
+        frozen: stood.elapsed(),
+    };
+    stats::dump(
+        &places.work,
+        times,
+        figures.page_bytes,
+        options.display_stats,
+    )
+}
+
+fn dump_options(options: &Options) -> DumpOptions {
+    let tcp = if options.tcp_close {
+        TcpPolicy::Close
+    } else if options.tcp_established {
+        TcpPolicy::Carry
+    } else {
+        TcpPolicy::Refuse
+    };
+    let unix = match options.ext_unix_sk {
+        true => UnixPolicy::Close,
+        false => UnixPolicy::Refuse,
+    };
+    DumpOptions {
+        files: FilePolicy {
+            tcp,
+            unix,
+            skip_in_flight: options.skip_in_flight,
+            ghost_bytes_max: options.ghost_limit.unwrap_or(GHOST_LIMIT),
+            ..FilePolicy::frozen()
+        },
+        ..DumpOptions::default()
+    }
+}
+
+/// A directory of images that may not become whole; gone when dropped.
+struct Unfinished(std::path::PathBuf);
+
+impl Unfinished {
+    fn make(places: &Places) -> Result<Self, Error> {
+        let dir = places.images.join(UNFINISHED);
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(dir.display().to_string());
+            }
+            _ => Ok(Self(dir)),
+        }
+    }
+
+    /// Puts the images in the place of those of an earlier dump.
+    fn finish(&self, places: &Places) -> Result<(), Error> {
+        let told = || places.images.display().to_string();
+        for entry in fs::read_dir(&places.images).with_context(told)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let ours = name.to_str().is_some_and(|n| n.ends_with(".img"));
+            if ours && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path()).with_context(told)?;
+            }
+        }
+        for entry in fs::read_dir(&self.0).with_context(told)? {
+            let entry = entry?;
+            fs::rename(entry.path(), places.images.join(entry.file_name())).with_context(told)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_dir_all(&self.0)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("{}: {e}", self.0.display());
+        }
+    }
+}
