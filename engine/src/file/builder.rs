@@ -75,6 +75,11 @@ impl<'a> FileBuilder<'a> {
         }
         let dead = Dead::new(entries.values().filter_map(|e| e.pidfd.as_ref()));
         let mut pipes = PipesBack::load(source)?;
+        for entry in entries.values() {
+            if let Some(p) = &entry.pipe {
+                pipes.expect(p.pipe_id);
+            }
+        }
         for extra in extras.values().filter(|e| !e.packets.is_empty()) {
             let of = entries.get(&extra.id);
             let pipe = of.and_then(|e| e.pipe.as_ref().map(|p| p.pipe_id));

@@ -213,6 +213,8 @@ struct Base {
     ends: Vec<OwnedFd>,
     /// Which of them already stand for a description of the dump.
     given: [bool; 2],
+    /// How many descriptions are still to be opened; then it is done with.
+    wanted: usize,
 }
 
 /// Pipes as they come back.
@@ -223,6 +225,8 @@ pub(crate) struct PipesBack {
     bases: BTreeMap<u32, Base>,
     /// Lengths of packets, by pipe.
     packets: BTreeMap<u32, Vec<u32>>,
+    /// How many descriptions each pipe has.
+    descriptions: BTreeMap<u32, usize>,
 }
 
 impl PipesBack {
@@ -245,12 +249,18 @@ impl PipesBack {
             content,
             bases: BTreeMap::new(),
             packets: BTreeMap::new(),
+            descriptions: BTreeMap::new(),
         })
     }
 
     /// Notes how a pipe's content is divided.
     pub(crate) fn divide(&mut self, pipe_id: u32, lengths: &[u32]) {
         self.packets.insert(pipe_id, lengths.to_vec());
+    }
+
+    /// Notes one more description of a pipe, before any is opened.
+    pub(crate) fn expect(&mut self, pipe_id: u32) {
+        *self.descriptions.entry(pipe_id).or_default() += 1;
     }
 
     /// Opens one end of a pipe; the pipe itself is made at its first end.
@@ -268,6 +278,7 @@ impl PipesBack {
                 Base {
                     ends: vec![r, w],
                     given: [false; 2],
+                    wanted: self.descriptions.get(&pipe.pipe_id).copied().unwrap_or(0),
                 },
             );
         }
@@ -289,6 +300,11 @@ impl PipesBack {
         };
         // O_ASYNC comes with its owner.
         sys::set_status_flags(fd.as_fd(), flags & !libc::O_ASYNC)?;
+        base.wanted = base.wanted.saturating_sub(1);
+        if base.wanted == 0 {
+            // Thousands of pipes would need twice as many descriptors of ours.
+            self.bases.remove(&pipe.pipe_id);
+        }
         Ok(fd)
     }
 
@@ -307,6 +323,7 @@ impl PipesBack {
                 Base {
                     ends: vec![base],
                     given: [true; 2],
+                    wanted: usize::MAX,
                 },
             );
         }

@@ -129,6 +129,13 @@ pub(crate) fn whereabouts(file: &Examined<'_>) -> Result<Whereabouts, Stop> {
             mnt_ns: 0,
         });
     }
+    // Processes end without their files being marked.
+    if file.link.starts_with("/proc/") && sys::filesystem(file.fd)? == super::ghost::PROC_MAGIC {
+        let name = file.link.strip_suffix(DELETED).unwrap_or(file.link);
+        return Ok(Whereabouts::Unlinked {
+            name: name.to_owned(),
+        });
+    }
     if let Some(name) = file.link.strip_suffix(DELETED) {
         return Ok(Whereabouts::Unlinked {
             name: name.to_owned(),

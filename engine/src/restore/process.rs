@@ -19,11 +19,10 @@ const PR_SET_MDWE: i32 = 65;
 /// Where our pidfd sits in a process's table while descriptors are placed: a
 /// number no descriptor of the process has.
 fn spare_number(live: &LiveImage) -> i32 {
-    live.fdinfo
-        .iter()
-        .map(|e| e.fd as i32 + 1)
-        .max()
-        .unwrap_or(0)
+    let taken: std::collections::BTreeSet<u32> = live.fdinfo.iter().map(|e| e.fd).collect();
+    // Not 0: there it is opened.
+    let free = (1..).find(|n| !taken.contains(n));
+    free.map_or(1, |n| n as i32)
 }
 
 /// What the making of one process needs.

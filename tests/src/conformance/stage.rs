@@ -37,6 +37,12 @@ impl Stage {
         self.dir.join("files")
     }
 
+    /// A path of the program's own on a tmpfs.
+    pub fn in_memory(&self) -> PathBuf {
+        let name = self.dir.display().to_string().replace('/', ".");
+        Path::new("/dev/shm").join(name.trim_start_matches('.'))
+    }
+
     /// Where what it prints goes.
     pub fn output(&self) -> PathBuf {
         self.dir.join("output")

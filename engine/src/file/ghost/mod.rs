@@ -28,7 +28,7 @@ use crate::sys::SysError;
 pub(crate) use revive::Revived;
 
 /// `PROC_SUPER_MAGIC`: linux/magic.h.
-const PROC_MAGIC: i64 = 0x9fa0;
+pub(crate) const PROC_MAGIC: i64 = 0x9fa0;
 
 /// Unlinked files found while saving.
 #[derive(Debug, Default)]

@@ -15,11 +15,13 @@ use super::super::error::BuildError;
 use super::super::record::RcrFile;
 use super::super::{reg, sys};
 use super::{TMPFILE, again, shown};
+use crate::freeze::kill_and_reap;
 use crate::image::schema::{
     GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval,
 };
 use crate::image::{ImageError, ImageReader, ImageSource, Kind, get_reader, names};
 use crate::sys::SysError;
+use crate::sys::process::spawn_waiting;
 
 /// Files without a name, opened as often as needed.
 #[derive(Debug, Default)]
@@ -97,11 +99,21 @@ fn of_a_dead_process(
 ) -> Result<OwnedFd, BuildError> {
     let rest = reg.name.strip_prefix(&format!("/proc/{pid}"));
     let rest = rest.ok_or_else(|| BuildError::Images(format!("{} of pid {pid}", reg.name)))?;
-    Ok(sys::with_a_dying_process(0, |child| {
+    let open = |child: i32| {
         let path = CString::new(format!("/proc/{child}{rest}"));
         let path = path.map_err(|_| SysError::new("open", &reg.name, Errno::EINVAL))?;
         sys::open_in_root(root, &path, flags, 0)
-    })?)
+    };
+    // Under its old number, unless that is taken.
+    let fd = match spawn_waiting(pid as i32, None, false) {
+        Ok(child) => {
+            let fd = open(child);
+            kill_and_reap(&[child]);
+            fd
+        }
+        Err(_) => sys::with_a_dying_process(0, open),
+    };
+    Ok(fd?)
 }
 
 /// Makes the file again. `first`: flags of the description that is to be the

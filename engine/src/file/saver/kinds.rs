@@ -143,6 +143,7 @@ fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
     Ok(match sys::filesystem(file.fd)? {
         NSFS_MAGIC => Some("namespace descriptor"),
         PIDFS_MAGIC => Some("pidfd"),
+        0x1980_0202 => Some("message queue"),
         0x5345_434d => Some("secret memory"),
         0xcafe_4a11 => Some("BPF object"),
         _ => None,

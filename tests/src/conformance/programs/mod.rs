@@ -8,6 +8,7 @@ pub mod creds;
 pub mod files;
 pub mod hugetlb;
 pub mod leaders;
+pub mod many;
 pub mod mappings;
 pub mod memory;
 pub mod nameless;
@@ -24,6 +25,7 @@ pub mod seccomp;
 pub mod sharing;
 pub mod signals;
 pub mod sockets;
+pub mod special;
 pub mod tcp;
 pub mod tcp_states;
 pub mod threads;
@@ -54,7 +56,9 @@ pub const ALL: &[&[Case]] = &[
     network::CASES,
     files::CASES,
     pipes::CASES,
+    many::CASES,
     nameless::CASES,
+    special::CASES,
     notify::CASES,
     pidfds::CASES,
     sockets::CASES,

@@ -394,8 +394,8 @@ fn by_path(stage: &Stage) -> Result<Check> {
     }))
 }
 
-fn on_tmpfs(_: &Stage) -> Result<Check> {
-    let path = format!("/dev/shm/rcr-conformance.{}", std::process::id());
+fn on_tmpfs(stage: &Stage) -> Result<Check> {
+    let path = stage.in_memory();
     let mut open = File::options();
     open.read(true).write(true).create_new(true);
     let mut file = open.open(&path)?;
