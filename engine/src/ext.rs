@@ -1,6 +1,8 @@
 //! What we record about tasks beyond CRIU's schema, in images of our own that
 //! its readers never open.
 
+use crate::memory::policy::Policy;
+
 /// Once per dump: `rcr-inventory.img`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RcrInventory {
@@ -106,6 +108,9 @@ pub struct RcrThread {
     /// An interrupted call with what is left of its timeout.
     #[prost(message, optional, tag = "30")]
     pub nap: Option<RcrNap>,
+    /// NUMA memory policy, unless it is the default one.
+    #[prost(message, optional, tag = "20")]
+    pub memory_policy: Option<Policy>,
     /// Chain of seccomp filters: indexes into `seccomp.img`, oldest first.
     #[prost(uint32, repeated, tag = "8")]
     pub seccomp_chain: Vec<u32>,

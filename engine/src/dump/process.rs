@@ -16,7 +16,7 @@ use crate::memory::extra::{self, RcrMm};
 use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
-use crate::memory::{aio, heritage, mm, pages};
+use crate::memory::{aio, heritage, mm, pages, policy};
 use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
 use crate::sys::process::{Span, pidfd_open, pidfd_open_thread};
@@ -280,6 +280,7 @@ impl Dump<'_> {
         }
         let (tc, mdwe) = self.process_state(p, &workshop, &mut mm_entry, &mut extra)?;
         if let Some(mm_entry) = mm_entry {
+            policies(&workshop, &mm_entry.vmas, &mut extra)?;
             put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
             extra.save(pid, self.sink)?;
         }
@@ -380,6 +381,32 @@ impl Dump<'_> {
         };
         Ok((tc, u32::try_from(out.result(mdwe)).unwrap_or(0)))
     }
+}
+
+/// Asks for the memory policies of all mappings.
+fn policies(
+    workshop: &Workshop<'_>,
+    vmas: &[VmaEntry],
+    extra: &mut RcrMm,
+) -> Result<(), DumpError> {
+    /// So many questions fit.
+    const BATCH: usize = 800;
+    let plain = |e: &&VmaEntry| !vma::is_special(e) && e.status & vma::status::GUARD == 0;
+    let plain: Vec<&VmaEntry> = vmas.iter().filter(plain).collect();
+    for batch in plain.chunks(BATCH) {
+        let mut prog = Program::new();
+        let asked = batch
+            .iter()
+            .map(|e| policy::query_mapping(&mut prog, e.start));
+        let asked: Vec<_> = asked.collect();
+        let out = workshop.run(&prog)?;
+        for (e, asked) in batch.iter().zip(asked) {
+            if let Some(policy) = policy::answer(&out, asked) {
+                extra.note_policy(e.start, e.end, policy);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Memory of a process that is locked into RAM.

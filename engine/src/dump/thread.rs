@@ -8,6 +8,7 @@ use crate::image::schema::{
     CoreEntry, March, RseqEntry, SeccompMode, ThreadCoreEntry, ThreadInfoX86,
 };
 use crate::image::{Kind, put_records};
+use crate::memory::policy;
 use crate::remote::{Outcome, Program};
 use crate::sys::process::robust_list;
 use crate::sys::ptrace;
@@ -51,6 +52,7 @@ impl Dump<'_> {
             0.into(),
         ];
         let secbits = p.call(libc::SYS_prctl, "read securebits", &zero);
+        let asked = policy::query_thread(&mut p);
         let outcome = workshop.run_in(t, &p)?;
 
         let read_u64 = |o: &Outcome, r| u64::from_le_bytes(o.data(r).try_into().expect("8 bytes"));
@@ -62,6 +64,7 @@ impl Dump<'_> {
         let rseq = ptrace::rseq_configuration(tid)?;
         let mut ext = RcrThread {
             xstate,
+            memory_policy: policy::answer(&outcome, asked),
             ..RcrThread::default()
         };
         let mode = status.seccomp_mode();

@@ -3,6 +3,7 @@
 
 use super::MemoryError;
 use super::maps::Vma;
+use super::policy::{self, Policy};
 use crate::image::{ImageSink, ImageSource, Kind, get_records, put_records};
 use crate::remote::{OpId, Outcome, Program};
 
@@ -24,6 +25,23 @@ pub struct RcrMm {
     /// KSM merges everything (`PR_SET_MEMORY_MERGE`, Linux 6.4).
     #[prost(bool, required, tag = "3")]
     pub merge_all: bool,
+    /// Memory policies that are not the default one.
+    #[prost(message, repeated, tag = "4")]
+    pub policies: Vec<VmaPolicy>,
+}
+
+/// The memory policy of a range.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct VmaPolicy {
+    /// First address.
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    /// Address after the last.
+    #[prost(uint64, required, tag = "2")]
+    pub end: u64,
+    /// The policy.
+    #[prost(message, required, tag = "3")]
+    pub policy: Policy,
 }
 
 /// A range of one mapping.
@@ -78,6 +96,14 @@ impl RcrMm {
         Ok(list.pop().unwrap_or_default())
     }
 
+    /// Notes the memory policy of a range; ranges come ascending.
+    pub fn note_policy(&mut self, start: u64, end: u64, policy: Policy) {
+        match self.policies.last_mut() {
+            Some(l) if l.end == start && l.policy == policy => l.end = end,
+            _ => self.policies.push(VmaPolicy { start, end, policy }),
+        }
+    }
+
     /// Whether the pages of the mapping at `start` are locked as they come.
     pub fn locks_on_fault(&self, start: u64) -> bool {
         let n = self.vmas.partition_point(|v| v.end <= start);
@@ -94,6 +120,9 @@ impl RcrMm {
         if self.lock_future != 0 {
             let args = [self.lock_future.into()];
             p.call(libc::SYS_mlockall, "lock mappings to come", &args);
+        }
+        for v in &self.policies {
+            policy::restore_mapping(p, v);
         }
         for v in self.vmas.iter().filter(|v| v.sealed) {
             let args = [v.start.into(), (v.end - v.start).into(), 0.into()];

@@ -115,6 +115,15 @@ impl Program {
         self.bytes(&vec![0; len])
     }
 
+    /// A part of a piece of the data area.
+    pub fn part(&self, holder: DataRef, at: usize, len: usize) -> DataRef {
+        assert!(at + len <= holder.len, "the part lies inside its holder");
+        DataRef {
+            offset: holder.offset + at,
+            len,
+        }
+    }
+
     /// Overwrites part of a piece of the data area.
     pub fn write(&mut self, holder: DataRef, at: usize, bytes: &[u8]) {
         assert!(

@@ -8,6 +8,7 @@ use super::images::{LiveImage, ProcessImage, ThreadImage};
 use super::process::Step;
 use crate::arch;
 use crate::image::schema::SeccompMode;
+use crate::memory::policy;
 use crate::remote::{Program, RemoteError, Tracee};
 use crate::sys::process::CloneArgs;
 use crate::sys::ptrace::{self, Stop};
@@ -117,6 +118,9 @@ fn own_state(prog: &mut Program, pid: i32, t: &ThreadImage) {
             signature.into(),
         ];
         prog.call(libc::SYS_rseq, format!("register rseq of {pid}"), &args);
+    }
+    if let Some(policy) = &t.ext.memory_policy {
+        policy::restore_thread(prog, policy);
     }
     if let Some(comm) = &t.core.comm {
         let name = prog.cstr(comm.as_bytes());

@@ -131,7 +131,7 @@ impl Picture {
         self.add(name("cgroup"), unified.unwrap_or_default());
         for link in LINKS {
             let target = fs::read_link(format!("{dir}/{link}"))?;
-            self.add(name(link), target.to_string_lossy());
+            self.add(name(link), without_number(&target.to_string_lossy()));
         }
         for ns in NAMESPACES {
             let own = fs::read_link(format!("/proc/self/ns/{ns}"))?;

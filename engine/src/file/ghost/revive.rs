@@ -151,7 +151,11 @@ fn make(
         kind => unnamed(kind, &head, dir, &parent.base)?,
     };
     inode_state(&file, &head)?;
-    Ok(file)
+    match head.mode & libc::S_IFMT {
+        // Nothing of ours may have it open for writing: it may be executed.
+        libc::S_IFREG if first.is_none() => Ok(sys::reopen(file.as_fd(), libc::O_PATH)?),
+        _ => Ok(file),
+    }
 }
 
 /// The directory a name was in. If it is gone, too, it exists for as long as

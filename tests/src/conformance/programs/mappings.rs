@@ -117,6 +117,27 @@ pub const CASES: &[Case] = &[
         "arguments and environment moved elsewhere (PR_SET_MM_MAP)",
         arguments,
     ),
+    Case::new(
+        "mappings/policies",
+        "NUMA policies of a mapping and of a thread (mbind, set_mempolicy)",
+        policies,
+    ),
+    Case::new(
+        "mappings/deleted-executable",
+        "a process whose executable was deleted",
+        deleted_executable,
+    ),
+    Case::new(
+        "mappings/replaced-executable",
+        "a process whose executable was replaced, as by an upgrade of its package",
+        replaced_executable,
+    ),
+    Case::new(
+        "mappings/uprobes",
+        "a process that was probed (uprobes)",
+        uprobes,
+    )
+    .refused(),
 ];
 
 fn rw() -> ProtFlags {
@@ -635,6 +656,140 @@ fn arguments(_: &Stage) -> Result<Check> {
         f.same("arguments", b"moved\0title\0".as_slice(), &line);
         let env = fs::read("/proc/self/environ")?;
         f.same("environment", b"ENV=elsew".as_slice(), &env);
+        Ok(())
+    }))
+}
+
+fn policies(_: &Stage) -> Result<Check> {
+    const MPOL_PREFERRED: i64 = 1;
+    const MPOL_BIND: i64 = 2;
+    const MPOL_F_ADDR: i64 = 2;
+    let mut map = Map::private(4 * PAGE)?;
+    stamp(&mut map, 1, 1);
+    let node_0 = 1_u64;
+    let nodes = &raw const node_0 as i64;
+    let (at, len) = (map.addr() as i64, map.len() as i64);
+    sys::numbers(libc::SYS_mbind, &[at, len, MPOL_BIND, nodes, 65, 0])
+        .map_err(|e| Unavailable::because(format!("mbind: {e}")))?;
+    sys::numbers(libc::SYS_set_mempolicy, &[MPOL_PREFERRED, nodes, 65])?;
+    let read = |address: i64, flags: i64| -> Result<(i32, u64)> {
+        let (mut mode, mut nodes) = (0_i32, [0_u64; 16]);
+        let to = (&raw mut mode as i64, nodes.as_mut_ptr() as i64);
+        sys::numbers(libc::SYS_get_mempolicy, &[to.0, to.1, 1024, address, flags])?;
+        Ok((mode, nodes[0]))
+    };
+    Ok(Box::new(move |f| {
+        f.same("the mapping's", &(2, 1), &read(at, MPOL_F_ADDR)?);
+        f.same("the thread's", &(1, 1), &read(0, 0)?);
+        f.that("content", stamped(map.bytes(), 1, 1));
+        Ok(())
+    }))
+}
+
+/// Starts a copy of a system program and waits until it is that.
+fn start_copy(stage: &Stage) -> Result<(std::path::PathBuf, std::process::Child)> {
+    let path = stage.path("sleeper");
+    fs::copy("/bin/sleep", &path)?;
+    let child = std::process::Command::new(&path)
+        .arg("1000")
+        .stdin(std::process::Stdio::null())
+        .spawn()?;
+    let exe = format!("/proc/{}/exe", child.id());
+    while fs::read_link(&exe)? != path {
+        std::thread::sleep(crate::conformance::stage::POLL);
+    }
+    Ok((path, child))
+}
+
+/// The program runs, from an executable that has the right content and no name.
+fn nameless(child: &std::process::Child) -> Result<bool> {
+    let exe = format!("/proc/{}/exe", child.id());
+    let link = fs::read_link(&exe)?;
+    let deleted = link.to_string_lossy().ends_with(" (deleted)");
+    Ok(deleted && fs::read(&exe)? == fs::read("/bin/sleep")?)
+}
+
+fn deleted_executable(stage: &Stage) -> Result<Check> {
+    let (path, child) = start_copy(stage)?;
+    fs::remove_file(path)?;
+    Ok(Box::new(move |f| {
+        f.that("its executable", nameless(&child)?);
+        Ok(())
+    }))
+}
+
+fn replaced_executable(stage: &Stage) -> Result<Check> {
+    let (path, child) = start_copy(stage)?;
+    let newer = stage.path("newer");
+    fs::write(&newer, "#!/bin/sh\n")?;
+    fs::rename(newer, &path)?;
+    Ok(Box::new(move |f| {
+        f.that("its executable", nameless(&child)?);
+        let there = fs::read_to_string(&path)?;
+        f.same("what has its name", "#!/bin/sh\n", &there);
+        Ok(())
+    }))
+}
+
+// What is probed: its first instruction is one that the kernel does not emulate.
+std::arch::global_asm!(
+    ".globl rcr_conformance_probed",
+    "rcr_conformance_probed:",
+    "lea rax, [rdi + 1]",
+    "ret",
+);
+
+unsafe extern "C" {
+    safe fn rcr_conformance_probed(n: u64) -> u64;
+}
+
+/// Makes the kernel probe a function of ours.
+fn probe() -> Result<File> {
+    let unavailable = |what: &str, e: &dyn std::fmt::Display| {
+        Unavailable::because(format!("uprobes: {what}: {e}"))
+    };
+    let kind = fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")
+        .map_err(|e| unavailable("type", &e))?;
+    let at = rcr_conformance_probed as *const () as usize;
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let mut offset = None;
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (start, end) = words[0].split_once('-').context("maps")?;
+        let hex = |s| usize::from_str_radix(s, 16);
+        if (hex(start)?..hex(end)?).contains(&at) {
+            offset = Some(at - hex(start)? + hex(words[2])?);
+        }
+    }
+    let path = std::ffi::CString::new(fs::read_link("/proc/self/exe")?.to_str().context("path")?)?;
+    // struct perf_event_attr: type, size; config1 and config2 name the place.
+    let mut attr = [0_u64; 16];
+    attr[0] = kind.trim().parse::<u64>()? | 128 << 32;
+    attr[7] = path.as_ptr() as u64;
+    attr[8] = offset.context("no such code")? as u64;
+    let args = [attr.as_ptr() as u64, 0, u64::MAX, u64::MAX, 0, 0];
+    // SAFETY: the attributes and the path live through the call.
+    let fd = unsafe { sys::call(libc::SYS_perf_event_open, args) }
+        .map_err(|e| unavailable("perf_event_open", &e))?;
+    // SAFETY: just given to us.
+    Ok(unsafe { File::from_raw_fd(fd as i32) })
+}
+
+fn uprobes(stage: &Stage) -> Result<Check> {
+    let event = probe()?;
+    ensure!(rcr_conformance_probed(1) == 2);
+    drop(event);
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    if !maps.contains("[uprobes]") {
+        return Err(Unavailable::because("the probe needed no memory"));
+    }
+    stage.expect_refusal(&[
+        format!("program (pid {})", std::process::id()),
+        "[uprobes]".to_owned(),
+        "probed".to_owned(),
+    ])?;
+    Ok(Box::new(|f| {
+        f.same("the function's value", &2, &rcr_conformance_probed(1));
         Ok(())
     }))
 }
