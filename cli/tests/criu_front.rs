@@ -188,5 +188,10 @@ fn a_tree_goes_there_and_back_with_scripts_and_files() {
     // A pid file is never written over, and what was made goes away again.
     let out = criu(dir.path(), line);
     assert_eq!(out.status.code(), Some(1));
+    let left = nix::sys::wait::waitpid(target, None).unwrap();
+    assert!(
+        matches!(left, nix::sys::wait::WaitStatus::Signaled(..)),
+        "{left:?}"
+    );
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }

@@ -17,7 +17,7 @@ use super::options::Options;
 use super::places::Places;
 use super::script::Notify;
 use super::stats::{self, DumpTimes};
-use super::{Error, unsupported};
+use super::{Error, external, unsupported};
 
 /// Below the images' directory: where they are until they are whole.
 const UNFINISHED: &str = ".unfinished";
@@ -113,6 +113,11 @@ fn dump_options(options: &Options) -> DumpOptions {
             ghost_bytes_max: options.ghost_limit.unwrap_or(GHOST_LIMIT),
             ..FilePolicy::frozen()
         },
+        empty_net: options.has("empty-ns"),
+        external_nets: options
+            .values("external")
+            .filter_map(|v| external::net(&v))
+            .collect(),
         ..DumpOptions::default()
     }
 }

@@ -13,6 +13,7 @@ mod check;
 mod config;
 mod cpuinfo;
 mod dump;
+mod external;
 mod log;
 mod options;
 mod pidfile;

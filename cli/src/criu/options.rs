@@ -413,9 +413,14 @@ impl Options {
     }
 
     /// Whether an option was given that has no field of its own.
-    #[cfg(test)]
     pub fn has(&self, name: &str) -> bool {
         self.named.iter().any(|(have, _)| have == name)
+    }
+
+    /// The values of an option that has no field of its own.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = String> {
+        let given = self.named.iter().filter(move |(have, _)| have == name);
+        given.filter_map(|(_, value)| Some(value.as_ref()?.to_string_lossy().into_owned()))
     }
 }
 

@@ -16,7 +16,7 @@ use rcr_engine::restore::{RestoreOptions, restore};
 use super::options::Options;
 use super::places::Places;
 use super::script::{Notify, Scripts};
-use super::{Error, pidfile, stats, unsupported};
+use super::{Error, external, pidfile, stats, unsupported};
 
 /// A shell's exit code for a program ended by signal N is this plus N.
 const SIGNALLED: i32 = 128;
@@ -65,6 +65,16 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
     notify.stage("pre-restore", None)?;
     let how = RestoreOptions {
         sibling: options.sibling,
+        nets: external::inherited_nets(options)?,
+        veths: options
+            .values("external")
+            .filter_map(|v| external::veth(&v))
+            .chain(
+                options
+                    .values("veth-pair")
+                    .filter_map(|v| external::veth_pair(&v)),
+            )
+            .collect(),
         ..RestoreOptions::default()
     };
     let restored = restore(&source, &how)?;

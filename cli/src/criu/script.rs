@@ -47,9 +47,9 @@ impl Notify for Scripts {
             }
             let status = shell
                 .status()
-                .with_context(|| format!("action script {command:?}"))?;
+                .with_context(|| format!("option --action-script {command:?}"))?;
             if !status.success() {
-                bail!("action script {command:?} failed at {stage}: {status}");
+                bail!("option --action-script {command:?}: it failed at {stage}: {status}");
             }
         }
         Ok(())

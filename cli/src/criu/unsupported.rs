@@ -3,8 +3,8 @@
 
 use anyhow::bail;
 
-use super::Error;
 use super::options::Options;
+use super::{Error, external};
 
 /// Options that change nothing: what they allow or tune is always so, or
 /// concerns a mechanism that is not used.
@@ -41,6 +41,10 @@ pub fn check(options: &Options) -> Result<(), Error> {
         let nothing_to_do = match (name.as_str(), value.as_ref()) {
             // Tasks come back into the cgroups we are in.
             ("manage-cgroups", "ignore") => true,
+            ("external", value) => external::understands(value),
+            ("inherit-fd", value) => external::inherited_net(value).is_some(),
+            ("veth-pair", value) => external::veth_pair(value).is_some(),
+            ("empty-ns", "net" | "0x40000000") => true,
             ("network-lock", "nftables" | "skip") => true,
             (name, _) => MOOT.contains(&name),
         };

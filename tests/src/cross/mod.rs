@@ -3,6 +3,7 @@
 
 mod direction;
 mod reader;
+mod rpc;
 mod workload;
 mod world;
 
@@ -43,6 +44,16 @@ pub fn run(only: Option<&str>) -> Result<Vec<String>> {
                 count(name, reader::read_all(&dir));
             }
         }
+    }
+    for workload in &workload::ALL[..2] {
+        let name = format!("{} by RPC", workload.name);
+        if only.is_some_and(|part| !name.contains(part)) {
+            continue;
+        }
+        let dir = PathBuf::from("/tmp").join(name.replace(' ', "-"));
+        std::fs::create_dir(&dir)?;
+        count(name, rpc::journey(workload, &dir));
+        world::end_all();
     }
     Ok(failed)
 }
