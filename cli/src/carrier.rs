@@ -14,11 +14,13 @@ use rcr_systemd::handover::{OutputKind, OutputStream, RUNTIME_TREE};
 
 const STDERR: i32 = 2;
 
-/// How services are carried: connections of clients are closed, as at a restart.
+/// How services are carried: connections of clients go on.
 fn options() -> DumpOptions {
     DumpOptions {
         files: FilePolicy {
-            tcp: TcpPolicy::Close,
+            tcp: TcpPolicy::Carry,
+            // Connections that no program has seen yet end as at a restart.
+            skip_in_flight: true,
             ..FilePolicy::frozen()
         },
         ..DumpOptions::default()

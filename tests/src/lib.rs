@@ -16,6 +16,7 @@ pub mod cross;
 pub mod dataset;
 pub mod facts;
 pub mod guest;
+pub mod held;
 pub mod probe;
 pub mod resp;
 pub mod scenarios;

@@ -8,12 +8,16 @@ use serde_json::Value;
 use crate::dataset::Dataset;
 use crate::facts::Facts;
 use crate::guest;
+use crate::held::{self, Held, Told};
 use crate::probe::{NGINX, Probe, REDIS, Seen};
 use crate::vm::image::Kernel;
 use crate::vm::{Crossing, Vm};
 
 /// How long an upgrade may take from the command to the new boot's agent.
 pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(420);
+
+/// Answers that a held connection must give after the upgrade.
+const MORE_ANSWERS: u64 = 20;
 
 /// An upgrade that ended in another boot.
 pub struct Upgrade {
@@ -25,6 +29,8 @@ pub struct Upgrade {
     pub redis: Seen,
     /// What nginx' clients met.
     pub nginx: Seen,
+    /// What clients met that held a connection all the time.
+    pub held: Vec<Told>,
     /// `rcr status --json` after the boot.
     pub status: Value,
     /// `systemctl is-system-running` after the boot.
@@ -55,11 +61,16 @@ impl Upgrade {
         let ports = vm.ports();
         let redis = Probe::start(REDIS, ports.redis);
         let nginx = Probe::start(NGINX, ports.nginx);
+        let mut held = vec![
+            Held::open("redis", ports.redis, held::redis)?,
+            Held::open("nginx", ports.nginx, held::nginx)?,
+        ];
         let start = Instant::now();
         let crossing = vm.exec_across(&command(kernel, more), UPGRADE_TIMEOUT);
         let (after, status, system_state, elapsed) = match crossing {
             Ok(Crossing::Jumped(_)) => {
                 let system_state = vm.wait_settled()?;
+                held.iter_mut().for_each(Held::look_from_here);
                 let elapsed = start.elapsed();
                 let after = Facts::gather(vm, dataset);
                 let after = after.map_err(|error| guest::with_words(vm, error))?;
@@ -76,11 +87,14 @@ impl Upgrade {
             Err(error) => return Err(error),
         };
         let (redis, nginx) = (redis.finish()?, nginx.finish()?);
+        let held: Result<Vec<Told>> = held.into_iter().map(|h| h.finish(MORE_ANSWERS)).collect();
+        let held = held.map_err(|error| guest::with_words(vm, error))?;
         Ok(Upgrade {
             before,
             after,
             redis,
             nginx,
+            held,
             status,
             system_state,
             elapsed,

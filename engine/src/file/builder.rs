@@ -165,10 +165,27 @@ impl<'a> FileBuilder<'a> {
         }
     }
 
+    /// Prepares for sockets to be made where no network is up; to be called
+    /// before the first file is.
+    pub fn without_network(&mut self) -> Result<(), FileError> {
+        let sockets = self.entries.values().filter_map(|e| {
+            let isk = e.isk.as_ref()?;
+            let extra = self.extras.get(&e.id);
+            let closed = extra
+                .and_then(|x| x.socket.as_ref())
+                .is_some_and(|s| s.fate() == Fate::Closed);
+            // A namespace of the tree brings its own network.
+            let ours = extra.is_none_or(|x| x.net_ns.is_none());
+            (ours && !closed).then_some((isk, extra))
+        });
+        Ok(self.connections.without_network(sockets)?)
+    }
+
     /// Connections that stand but do not speak yet; to be called when all files
     /// were made.
-    pub fn connections(&mut self) -> SilentConnections {
-        SilentConnections(std::mem::take(&mut self.connections))
+    pub fn connections(&mut self) -> Result<SilentConnections, FileError> {
+        self.connections.made()?;
+        Ok(SilentConnections(std::mem::take(&mut self.connections)))
     }
 
     /// Seals the memfds; to be called when all shared mappings of them exist.

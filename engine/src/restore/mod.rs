@@ -55,6 +55,9 @@ pub struct RestoreOptions {
     pub nets: BTreeMap<String, OwnedFd>,
     /// Where the host's ends of pairs go instead of where they were.
     pub veths: Vec<VethEnd>,
+    /// No network is up, as in early boot: connections are made all the same,
+    /// and speak when it is.
+    pub without_network: bool,
 }
 
 /// Why a restore failed.
@@ -208,6 +211,9 @@ pub fn restore(
     worlds.enter_clocks(&images)?;
     let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
     let mut files = FileBuilder::new(source, &env)?;
+    if options.without_network {
+        files.without_network()?;
+    }
     if images.foreign {
         let tables = images.live();
         files.derive_records(tables.map(|(p, live)| (p.pid, live.fdinfo.as_slice())));
@@ -240,7 +246,7 @@ pub fn restore(
     }
     sysv::settle(source)?;
     files.seal()?;
-    let connections = files.connections();
+    let connections = files.connections()?;
     files.finish()?;
     Ok(Restored {
         images,

@@ -380,7 +380,7 @@ fn set_reuse_address(fd: BorrowedFd<'_>, on: i32) -> SysResult<()> {
     sys::set_socket_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &on)
 }
 
-fn set_freebind(fd: BorrowedFd<'_>, family: u32, on: bool) -> SysResult<()> {
+pub(super) fn set_freebind(fd: BorrowedFd<'_>, family: u32, on: bool) -> SysResult<()> {
     let (level, name) = if family == libc::AF_INET6 as u32 {
         (libc::IPPROTO_IPV6, IPV6_FREEBIND)
     } else {

@@ -103,6 +103,16 @@ impl Ends {
 /// How an IPv6 address begins that holds an IPv4 one.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
+/// A name that no lock has.
+pub(crate) fn fresh_name() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    format!(
+        "rcr-{}-{}",
+        std::process::id(),
+        now.unwrap_or_default().as_nanos()
+    )
+}
+
 /// A lock that lasts as long as this value.
 #[derive(Debug)]
 pub(crate) struct Lock {

@@ -5,6 +5,7 @@
 //! again by the controller; see [`crate::file`].
 
 mod diag;
+mod footing;
 pub(crate) mod home;
 pub(crate) mod inet;
 mod inet_diag;

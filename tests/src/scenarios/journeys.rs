@@ -95,6 +95,13 @@ pub(super) fn upgrade(vm: &mut Vm, kernel: &Kernel) -> Result<()> {
         upgrade.nginx.longest_gap.as_millis(),
         upgrade.elapsed.as_secs_f64()
     );
+    for told in &upgrade.held {
+        println!(
+            "    a held connection: {} answers, the longest wait {} ms",
+            told.answers,
+            told.longest.as_millis()
+        );
+    }
     let differences = upgrade.differences(kernel);
     no_differences("after the upgrade", &differences).map_err(|error| guest::with_words(vm, error))
 }

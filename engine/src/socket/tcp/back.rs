@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::super::footing::Footing;
 use super::super::inet::address;
 use super::super::lock::{self, Ends};
 use super::super::sys::{bytes_unacknowledged, bytes_unsent};
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     lock: Option<String>,
+    footing: Option<Footing>,
     waiting: Vec<Waiting>,
 }
 
@@ -51,6 +53,7 @@ impl Connections {
         let mut all: Vec<RcrNetwork> = get_records(source, Kind::RcrNetwork, ext::NETWORK)?;
         Ok(Self {
             lock: all.pop().and_then(|n| n.lock),
+            footing: None,
             waiting: Vec::new(),
         })
     }
@@ -65,6 +68,42 @@ impl Connections {
         let (waiting, fd) = one(isk, extra, source)?;
         self.waiting.push(waiting);
         Ok(fd)
+    }
+
+    /// Makes connections possible where no network is up: to be called before
+    /// the first is made. The lock that was left has gone with the old kernel, so
+    /// one like it takes its place.
+    pub(crate) fn without_network<'e>(
+        &mut self,
+        sockets: impl Iterator<Item = (&'e InetSkEntry, Option<&'e RcrFile>)>,
+    ) -> SysResult<()> {
+        let mut ends = Vec::new();
+        let mut peers = false;
+        for (isk, extra) in sockets {
+            let (local, peer) = addresses(isk, extra);
+            peers |= extra
+                .and_then(|e| e.socket.as_ref())
+                .is_some_and(|s| s.peer.is_some());
+            if isk.proto == libc::IPPROTO_TCP as u32 && goes_on(isk.state) {
+                peers = true;
+                ends.extend(Ends::of(&local, &peer));
+            }
+        }
+        if !peers {
+            return Ok(());
+        }
+        if !ends.is_empty() {
+            let name = self.lock.get_or_insert_with(|| lock::fresh_name());
+            lock::remove(None, name)?;
+            lock::leave(None, name, &ends)?;
+        }
+        self.footing = Some(Footing::raise()?);
+        Ok(())
+    }
+
+    /// All are made: the network is as it was found.
+    pub(crate) fn made(&mut self) -> SysResult<()> {
+        self.footing.take().map_or(Ok(()), Footing::lower)
     }
 
     /// Lets all connections speak; to be called when everything stands.
@@ -138,6 +177,22 @@ fn int(level: i32, name: i32, value: i32) -> RcrSocketOption {
     }
 }
 
+/// Both ends as raw socket addresses: our own records have them whole, those of
+/// others in parts.
+fn addresses(isk: &InetSkEntry, extra: Option<&RcrFile>) -> (Vec<u8>, Vec<u8>) {
+    let more = extra.and_then(|e| e.socket.as_ref());
+    let whole = |raw: Option<&Vec<u8>>, words: &[u32], port| {
+        raw.cloned()
+            .unwrap_or_else(|| address(isk.family, words, port))
+    };
+    let local = more.and_then(|s| s.local.as_ref());
+    let peer = more.and_then(|s| s.peer.as_ref());
+    (
+        whole(local, &isk.src_addr, isk.src_port),
+        whole(peer, &isk.dst_addr, isk.dst_port),
+    )
+}
+
 fn one(
     isk: &InetSkEntry,
     extra: Option<&RcrFile>,
@@ -145,12 +200,7 @@ fn one(
 ) -> Result<(Waiting, OwnedFd), BuildError> {
     let none = RcrSocket::default();
     let more = extra.and_then(|e| e.socket.as_ref()).unwrap_or(&none);
-    let address = |raw: &Option<Vec<u8>>, words: &[u32], port| {
-        raw.clone()
-            .unwrap_or_else(|| address(isk.family, words, port))
-    };
-    let local = address(&more.local, &isk.src_addr, isk.src_port);
-    let peer = address(&more.peer, &isk.dst_addr, isk.dst_port);
+    let (local, peer) = addresses(isk, extra);
     let made = sys::socket(isk.family as i32, isk.r#type as i32, isk.proto as i32)?;
     let fd = made.as_fd();
     let mut last: Vec<_> = more

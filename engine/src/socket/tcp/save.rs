@@ -76,7 +76,7 @@ pub(crate) fn settle(
     descriptions: &Descriptions,
 ) -> SysResult<Settled> {
     let mut held = Held {
-        name: format!("rcr-{}-{}", std::process::id(), nanoseconds()),
+        name: lock::fresh_name(),
         ..Held::default()
     };
     let going_on = |s: &Saved| {
@@ -110,11 +110,6 @@ pub(crate) fn settle(
         }
     }
     Ok((refusals, streams, held))
-}
-
-fn nanoseconds() -> u128 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().as_nanos()
 }
 
 impl Held {

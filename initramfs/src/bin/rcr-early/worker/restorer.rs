@@ -52,6 +52,7 @@ impl Restorer for Engine {
             sibling: true,
             cgroup_mount: Some(self.cgroup_root.clone()),
             journal_interim: Some(output.to_path_buf()),
+            without_network: true,
             ..RestoreOptions::default()
         };
         Ok(Box::new(Stopped(restore(images, &options)?)))
