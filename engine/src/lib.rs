@@ -10,6 +10,7 @@ pub mod freeze;
 pub mod image;
 pub mod memory;
 pub mod namespace;
+pub mod predump;
 mod refusal;
 pub mod remote;
 pub mod restore;

@@ -120,7 +120,7 @@ impl Stat {
         self.fields.get(n - 4).copied().unwrap_or(0) as u64
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let open = bytes.iter().position(|&b| b == b'(')?;
         let close = bytes.iter().rposition(|&b| b == b')')?;
         let comm = String::from_utf8_lossy(bytes.get(open + 1..close)?).into_owned();

@@ -64,7 +64,8 @@ fn one(
     files: &mut FileSaver,
     nets: &mut Nets,
 ) -> Result<Vec<Refusal>, DumpError> {
-    let vmas = maps::read(p.voice()).map_err(DumpError::io("mappings"))?;
+    let mut vmas = maps::read(p.voice()).map_err(DumpError::io("mappings"))?;
+    options.leave_out_tracking(p.pid, &mut vmas);
     let mut out = process(p, &vmas)?;
     out.extend(freeze::refusals(p));
     let pid = Pid::from_raw(p.voice());

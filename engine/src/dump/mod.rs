@@ -14,7 +14,7 @@ mod settled;
 mod sharing;
 mod thread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -36,6 +36,7 @@ use crate::memory::shmem::Objects;
 use crate::memory::sysv::Segments;
 use crate::memory::vdso::Vdso;
 use crate::namespace::{self, MountPolicy, NamespaceError, NsIds, NsKind};
+use crate::predump::{Parent, PreDumpError};
 use crate::remote::RemoteError;
 use crate::sys::SysError;
 use crate::task::nap::Naps;
@@ -44,6 +45,7 @@ use crate::task::seccomp::FilterTable;
 use sharing::Sharing;
 
 pub use check::{check, estimate_bytes};
+pub(crate) use process::open_voice;
 pub(crate) use settled::{Settled, Workshop};
 
 /// Name of the tree that holds [`DumpOptions::carry`].
@@ -64,6 +66,24 @@ pub struct DumpOptions {
     /// Network namespaces, by inode number, that are not saved; the restore
     /// gets others for them under these names.
     pub external_nets: BTreeMap<u64, String>,
+    /// Processes whose writes a pre-dump of ours tracks: the userfaultfd that
+    /// their mappings show is no obstacle.
+    pub tracked: BTreeSet<i32>,
+}
+
+impl DumpOptions {
+    /// Takes our own tracking out of what mappings show.
+    fn leave_out_tracking(&self, pid: i32, vmas: &mut [Vma]) {
+        if self.tracked.contains(&pid) {
+            leave_out_tracking(vmas);
+        }
+    }
+}
+
+fn leave_out_tracking(vmas: &mut [Vma]) {
+    for v in vmas {
+        v.flags.retain(|f| f != b"uw");
+    }
 }
 
 impl Default for DumpOptions {
@@ -74,6 +94,7 @@ impl Default for DumpOptions {
             carry: Vec::new(),
             empty_net: false,
             external_nets: BTreeMap::new(),
+            tracked: BTreeSet::new(),
         }
     }
 }
@@ -101,6 +122,9 @@ pub enum DumpError {
     /// A namespace could not be saved.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// What has changed since a pre-dump could not be found out.
+    #[error(transparent)]
+    PreDump(#[from] PreDumpError),
     /// Files in RAM could not be saved.
     #[error(transparent)]
     Content(#[from] ContentError),
@@ -139,6 +163,8 @@ pub struct DumpStats {
     pub threads: usize,
     /// Bytes of page content.
     pub page_bytes: u64,
+    /// Bytes of page content that stay in the parent images.
+    pub parent_bytes: u64,
     /// Descriptors that lead to the journal.
     pub journal: Vec<JournalStream>,
 }
@@ -159,6 +185,7 @@ struct Dump<'a> {
     sink: &'a mut dyn ImageSink,
     sharing: Sharing,
     naps: &'a Naps,
+    parent: Option<&'a Parent<'a>>,
     files: FileSaver,
     filters: FilterTable,
     shared: Objects,
@@ -181,7 +208,7 @@ struct Ready {
 
 /// Looks at all mappings, refuses what cannot be carried, and settles every
 /// thread before any memory is read: leaving the vDSO runs code of the process.
-fn settle(frozen: &Frozen) -> Result<Vec<Ready>, DumpError> {
+fn settle(frozen: &Frozen, tracked: impl Fn(i32) -> bool) -> Result<Vec<Ready>, DumpError> {
     let mut refusals = Vec::new();
     let mut out: Vec<Ready> = Vec::new();
     for p in frozen.processes.iter().map(|p| &p.info) {
@@ -189,6 +216,9 @@ fn settle(frozen: &Frozen) -> Result<Vec<Ready>, DumpError> {
         if !p.is_zombie() {
             let what = || format!("mappings of {} (pid {})", p.comm, p.pid);
             vmas = maps::read(p.voice()).map_err(DumpError::io(what()))?;
+            if tracked(p.pid) {
+                leave_out_tracking(&mut vmas);
+            }
             refusals.extend(check::process(p, &vmas)?);
         }
         out.push(Ready {
@@ -240,14 +270,38 @@ pub fn dump(
     sink: &mut dyn ImageSink,
     options: &DumpOptions,
 ) -> Result<DumpStats, DumpError> {
+    dump_whole(frozen, sink, options, None)
+}
+
+/// Saves a frozen tree; pages that have not changed since a pre-dump, or an
+/// earlier dump, stay in its images. Those belong to the result for good: the
+/// restoring source must give them below [`crate::image::PARENT_PREFIX`].
+pub fn dump_onto(
+    frozen: &Frozen,
+    sink: &mut dyn ImageSink,
+    options: &DumpOptions,
+    parent: &Parent<'_>,
+) -> Result<DumpStats, DumpError> {
+    parent.tracking.belongs_to(parent.images)?;
+    dump_whole(frozen, sink, options, Some(parent))
+}
+
+fn dump_whole(
+    frozen: &Frozen,
+    sink: &mut dyn ImageSink,
+    options: &DumpOptions,
+    parent: Option<&Parent<'_>>,
+) -> Result<DumpStats, DumpError> {
     let clocks = Clocks::now();
-    let mut settled = settle(frozen)?;
+    let ours = |pid| options.tracked.contains(&pid) || parent.is_some_and(|p| p.tracking.has(pid));
+    let mut settled = settle(frozen, ours)?;
     let sharing = sharing_of(frozen)?;
     pages::find(frozen, &sharing, &mut settled)?;
     let mut dump = Dump {
         sink,
         sharing,
         naps: &frozen.naps,
+        parent,
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),
@@ -278,6 +332,7 @@ pub fn dump(
         sink,
         sharing: _,
         naps: _,
+        parent: _,
         mut files,
         filters,
         shared,

@@ -17,11 +17,13 @@ use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
 use crate::memory::{aio, heritage, mm, pages, policy};
+use crate::predump::{self, ranges};
 use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
 use crate::sys::process::{Span, pidfd_open, pidfd_open_thread};
 use crate::task::status::Status;
 use crate::task::{limits, signals, timers};
+use crate::tree::Process;
 
 /// Room for our programs in a process being dumped.
 const ARENA_BYTES: u64 = 256 << 10;
@@ -138,9 +140,15 @@ impl Dump<'_> {
         mm_entry.vmas.extend(runs.guards.iter().map(guard));
         let pages_id = self.next_pages_id;
         self.next_pages_id += 1;
-        self.stats.page_bytes += runs.bytes() as u64;
+        let kept = match self.parent {
+            Some(parent) => ranges::both(&predump::keep(parent, &p.info)?, &runs.ranges()),
+            None => Vec::new(),
+        };
+        let fresh = runs.without(&kept);
+        self.stats.page_bytes += fresh.bytes() as u64;
+        self.stats.parent_bytes += ranges::bytes(&kept);
         let name = names::pagemap(p.info.pid);
-        pages::save(p.info.voice(), &name, runs, pages_id, self.sink)?;
+        pages::save(p.info.voice(), &name, &fresh, &kept, pages_id, self.sink)?;
         if !ready.common.is_empty() {
             let name = heritage::image(p.info.pid);
             put_records(self.sink, Kind::RcrTasks, &name, &ready.common)?;
@@ -150,7 +158,7 @@ impl Dump<'_> {
 
     fn files(&mut self, p: &FrozenProcess, mnt_ns: u32) -> Result<(), DumpError> {
         let (pid, voice) = (p.info.pid, p.info.voice());
-        let pidfd = open_voice(p)?;
+        let pidfd = open_voice(&p.info)?;
         let task = TaskFiles {
             pid,
             voice,
@@ -204,7 +212,7 @@ impl Dump<'_> {
         vmas: &[Vma],
     ) -> Result<(MmEntry, Vec<VmaName>), DumpError> {
         let pid = p.info.voice();
-        let pidfd = open_voice(p)?;
+        let pidfd = open_voice(&p.info)?;
         let task = TaskFiles {
             pid: p.info.pid,
             voice: pid,
@@ -416,9 +424,9 @@ fn locked_kib(pid: i32) -> Result<u64, DumpError> {
 }
 
 /// A pidfd through which the process's descriptors can be had.
-fn open_voice(p: &FrozenProcess) -> SysResult<OwnedFd> {
-    match p.info.leader_is_dead() {
-        true => pidfd_open_thread(p.info.voice()),
-        false => pidfd_open(p.info.pid),
+pub(crate) fn open_voice(p: &Process) -> SysResult<OwnedFd> {
+    match p.leader_is_dead() {
+        true => pidfd_open_thread(p.voice()),
+        false => pidfd_open(p.pid),
     }
 }

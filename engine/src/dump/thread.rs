@@ -93,7 +93,9 @@ impl Dump<'_> {
         sched::save(pid, tid, &mut core, &mut ext)
             .map_err(DumpError::io(format!("scheduling of {tid}")))?;
         let mut regs = arch::restart_syscall(t.saved.regs());
-        ext.nap = self.naps.save(tid, t.saved.regs());
+        let sleepers = self.parent.map(|p| &p.tracking.sleepers);
+        let since = sleepers.and_then(|s| s.since(tid, t.saved.regs()));
+        ext.nap = self.naps.save(tid, t.saved.regs(), since);
         if let Some(nap) = &ext.nap {
             // The kernel may have called it restart_syscall(2).
             regs.rax = nap.call as u64;

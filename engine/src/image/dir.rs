@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::mman::ProtFlags;
 
 use super::map::Mapping;
+use super::store::{GENERATIONS_MAX, PARENT_PREFIX};
 use super::{ImageSink, ImageSource};
 
 /// Writes each image as a file of a directory, readable by its owner alone:
@@ -28,6 +29,12 @@ impl DirSink {
             dir,
             maps: Vec::new(),
         })
+    }
+
+    /// Names the images that these refer to: the path, relative to `dir` or
+    /// absolute, becomes the symlink that readers follow.
+    pub fn set_parent(&mut self, parent: &Path) -> io::Result<()> {
+        std::os::unix::fs::symlink(parent, self.dir.join(DirSource::PARENT))
     }
 
     fn file(&self, name: &str) -> io::Result<File> {
@@ -62,11 +69,20 @@ impl ImageSink for DirSink {
 #[derive(Debug)]
 pub struct DirSource {
     images: BTreeMap<String, Mapping>,
+    /// What a symlink `parent` leads to; its images are called `parent/NAME`.
+    parent: Option<Box<DirSource>>,
 }
 
 impl DirSource {
-    /// Maps every regular file in `dir`.
+    /// Name of the symlink to the images before these.
+    pub const PARENT: &str = "parent";
+
+    /// Maps every regular file in `dir`, and those of its parents.
     pub fn open(dir: &Path) -> io::Result<Self> {
+        Self::open_chain(dir, GENERATIONS_MAX)
+    }
+
+    fn open_chain(dir: &Path, left: usize) -> io::Result<Self> {
         let mut images = BTreeMap::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -80,13 +96,26 @@ impl DirSource {
             let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
             images.insert(name, Mapping::new(&file, len, ProtFlags::PROT_READ)?);
         }
-        Ok(Self { images })
+        let link = dir.join(Self::PARENT);
+        let parent = match (link.is_dir(), left) {
+            (false, _) => None,
+            (true, 0) => {
+                let what = format!("{}: more than {GENERATIONS_MAX} parents", dir.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            (true, _) => Some(Box::new(Self::open_chain(&link, left - 1)?)),
+        };
+        Ok(Self { images, parent })
     }
 }
 
 impl ImageSource for DirSource {
     fn get(&self, name: &str) -> io::Result<Option<&[u8]>> {
-        Ok(self.images.get(name).map(Mapping::bytes))
+        match (name.strip_prefix(PARENT_PREFIX), &self.parent) {
+            (Some(rest), Some(parent)) => parent.get(rest),
+            (Some(_), None) => Ok(None),
+            (None, _) => Ok(self.images.get(name).map(Mapping::bytes)),
+        }
     }
 
     fn names(&self) -> Vec<String> {
@@ -124,6 +153,28 @@ mod tests {
         assert!(pages[..4096].iter().all(|&b| b == 0) && pages[4096..].iter().all(|&b| b == 7));
         assert_eq!(source.get("empty.img").unwrap(), Some(b"".as_slice()));
         assert_eq!(source.get("b.img").unwrap(), None);
+    }
+
+    #[test]
+    fn parents_are_followed_and_circles_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (name, parent) in [("a", None), ("b", Some("../a")), ("c", Some("../b"))] {
+            let mut sink = DirSink::create(at(name)).unwrap();
+            sink.put("x.img", name.as_bytes()).unwrap();
+            if let Some(parent) = parent {
+                sink.set_parent(Path::new(parent)).unwrap();
+            }
+        }
+        let source = DirSource::open(&at("c")).unwrap();
+        let get = |name: &str| source.get(name).unwrap();
+        assert_eq!(get("x.img"), Some(b"c".as_slice()));
+        assert_eq!(get("parent/x.img"), Some(b"b".as_slice()));
+        assert_eq!(get("parent/parent/x.img"), Some(b"a".as_slice()));
+        assert_eq!(get("parent/parent/parent/x.img"), None);
+        let mut sink = DirSink::create(at("a")).unwrap();
+        sink.set_parent(Path::new("../c")).unwrap();
+        assert!(DirSource::open(&at("c")).is_err());
     }
 
     #[test]

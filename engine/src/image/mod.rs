@@ -16,4 +16,4 @@ pub use container::{
 pub use dir::{DirSink, DirSource};
 pub use error::ImageError;
 pub use kind::Kind;
-pub use store::{ImageSink, ImageSource};
+pub use store::{GENERATIONS_MAX, Generation, Generations, ImageSink, ImageSource, PARENT_PREFIX};

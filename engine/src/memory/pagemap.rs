@@ -55,6 +55,7 @@ impl Pagemap {
                 any_of: sys::PRESENT | sys::SWAPPED,
                 none_of: sys::FILE | sys::ZERO,
                 tell,
+                ..Query::default()
             };
             let scanned = sys::scan(&self.0, (0, TASK_SIZE), query, |r| {
                 let list = match r.categories & sys::GUARD {

@@ -8,7 +8,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::image::schema::{PagemapEntry, PagemapHead, VmaEntry};
-use crate::image::{ImageError, ImageSink, ImageSource, ImageWriter, Kind, get_reader, names};
+use crate::image::{
+    GENERATIONS_MAX, ImageError, ImageSink, ImageSource, ImageWriter, Kind, PARENT_PREFIX,
+    get_reader, names,
+};
+use crate::predump::ranges;
 use crate::sys::process::{Span, read_memory, write_parts};
 
 use super::MemoryError;
@@ -16,7 +20,9 @@ use super::pagemap::{PAGE, Pagemap};
 use super::vma::{has_own_pages, is_special, status};
 
 /// `PE_PRESENT` of [`PagemapEntry::flags`].
-const PRESENT: u32 = 1 << 2;
+pub const PRESENT: u32 = 1 << 2;
+/// `PE_PARENT` of [`PagemapEntry::flags`].
+pub const PARENT: u32 = 1 << 0;
 
 /// Pages that have to be saved.
 #[derive(Debug, Default)]
@@ -71,6 +77,31 @@ impl Runs {
         let range = |s: &Span| s.start..s.start + s.len as u64;
         self.spans.iter().map(range).collect()
     }
+
+    /// The pages that are not in `left_out` (ascending).
+    pub fn without(&self, left_out: &[Range<u64>]) -> Self {
+        let mut rest = Self {
+            with_care: self.with_care.clone(),
+            guards: self.guards.clone(),
+            ..Self::default()
+        };
+        for (s, &readable) in self.spans.iter().zip(&self.readable) {
+            let all = s.start..s.start + s.len as u64;
+            for r in ranges::without(std::slice::from_ref(&all), left_out) {
+                rest.spans.push(span(&r));
+                rest.readable.push(readable);
+            }
+        }
+        rest
+    }
+}
+
+/// A range of addresses as a span.
+pub(crate) fn span(r: &Range<u64>) -> Span {
+    Span {
+        start: r.start,
+        len: (r.end - r.start) as usize,
+    }
 }
 
 /// The pages of a process that have to be saved. `vmas` are ascending.
@@ -124,26 +155,16 @@ fn clip(spans: &mut &[Span], range: Range<u64>, out: &mut Vec<Span>) {
 }
 
 /// Writes `pagemap` and pages images; `read` fills a buffer with the content
-/// of some of the spans.
+/// of the spans.
 fn put(
     sink: &mut dyn ImageSink,
     pagemap_name: &str,
     pages_id: u32,
     spans: &[Span],
+    kept: &[Range<u64>],
     read: impl FnOnce(&mut [u8]) -> Result<(), MemoryError>,
 ) -> Result<(), MemoryError> {
-    let mut w = ImageWriter::new(Kind::Pagemap);
-    w.record(&PagemapHead { pages_id });
-    for s in spans {
-        w.record(&PagemapEntry {
-            vaddr: s.start,
-            compat_nr_pages: 0,
-            flags: Some(PRESENT),
-            nr_pages: Some(s.len as u64 / PAGE),
-            ..PagemapEntry::default()
-        });
-    }
-    crate::image::put_image(sink, pagemap_name, &w.finish())?;
+    put_pagemap(sink, pagemap_name, pages_id, spans, kept)?;
     let len = spans.iter().map(|s| s.len).sum();
     let name = names::pages(pages_id);
     let buf = sink
@@ -152,15 +173,45 @@ fn put(
     read(buf)
 }
 
-/// Saves the pages of a process in the image `name`.
+/// Writes a pagemap: pages that lie in the pages image, and those that stay in
+/// the parent; both ascending.
+pub(crate) fn put_pagemap(
+    sink: &mut dyn ImageSink,
+    name: &str,
+    pages_id: u32,
+    spans: &[Span],
+    kept: &[Range<u64>],
+) -> Result<(), MemoryError> {
+    let mut w = ImageWriter::new(Kind::Pagemap);
+    w.record(&PagemapHead { pages_id });
+    let own = spans.iter().map(|s| (*s, PRESENT));
+    let old = kept.iter().map(|r| (span(r), PARENT));
+    let mut all: Vec<_> = own.chain(old).collect();
+    // Spans that touch stay apart: they may differ in what may read them.
+    all.sort_by_key(|(s, _)| s.start);
+    for (s, flags) in all {
+        w.record(&PagemapEntry {
+            vaddr: s.start,
+            compat_nr_pages: 0,
+            flags: Some(flags),
+            nr_pages: Some(s.len as u64 / PAGE),
+            ..PagemapEntry::default()
+        });
+    }
+    Ok(crate::image::put_image(sink, name, &w.finish())?)
+}
+
+/// Saves the pages of a process in the image `name`; those in `kept` are in the
+/// parent images.
 pub fn save(
     pid: i32,
     name: &str,
     runs: &Runs,
+    kept: &[Range<u64>],
     pages_id: u32,
     sink: &mut dyn ImageSink,
 ) -> Result<(), MemoryError> {
-    put(sink, name, pages_id, &runs.spans, |mut buf| {
+    put(sink, name, pages_id, &runs.spans, kept, |mut buf| {
         let what = format!("/proc/{pid}/mem");
         let mut mem = None;
         let mut plain = Vec::new();
@@ -210,6 +261,7 @@ pub fn save_object(
         &names::pagemap_shmem(shmid),
         pages_id,
         spans,
+        &[],
         |mut buf| {
             for s in spans {
                 let (here, rest) = buf.split_at_mut(s.len);
@@ -274,7 +326,8 @@ pub struct Saved<'a> {
 }
 
 impl<'a> Saved<'a> {
-    /// Reads a pagemap and finds its pages.
+    /// Reads a pagemap and finds its pages, in its own images or in those of its
+    /// parents.
     pub fn load(source: &'a dyn ImageSource, pagemap_name: &str) -> Result<Self, MemoryError> {
         let Some(mut reader) = get_reader(source, Kind::Pagemap, pagemap_name)? else {
             return Ok(Self::default());
@@ -284,23 +337,41 @@ impl<'a> Saved<'a> {
             MemoryError::Image(ImageError::Content { name, what })
         };
         let head: PagemapHead = reader.record()?.ok_or_else(|| bad("no head"))?;
-        let name = names::pages(head.pages_id);
+        let place = pagemap_name.rfind('/').map_or(0, |at| at + 1);
+        let name = format!("{}{}", &pagemap_name[..place], names::pages(head.pages_id));
         let get = source.get(&name).map_err(|source| ImageError::Io {
             name: name.clone(),
             source,
         });
         let mut bytes = get?.unwrap_or(&[]);
+        let mut parent = None;
         let mut pieces: Vec<Piece<'a>> = Vec::new();
         while let Some(e) = reader.record::<PagemapEntry>()? {
-            if e.flags.unwrap_or(PRESENT) & PRESENT == 0 || e.in_parent == Some(true) {
-                return Err(bad("pages of a parent image are not read yet"));
-            }
             let pages = e.nr_pages.unwrap_or(u64::from(e.compat_nr_pages));
             let len = pages.checked_mul(PAGE);
             let len = len.ok_or_else(|| bad("a run is too long"))?;
             let end = e.vaddr.checked_add(len);
-            if end.is_none() || pieces.last().is_some_and(|p| p.end() > e.vaddr) {
-                return Err(bad("the runs do not ascend"));
+            let end = end.filter(|_| pieces.last().is_none_or(|p| p.end() <= e.vaddr));
+            let end = end.ok_or_else(|| bad("the runs do not ascend"))?;
+            let flags = match (e.flags, e.in_parent) {
+                (Some(flags), _) => flags,
+                (None, Some(true)) => PARENT,
+                (None, _) => PRESENT,
+            };
+            if flags & PARENT != 0 {
+                if parent.is_none() {
+                    parent = Some(Self::load_parent(source, pagemap_name)?);
+                }
+                let before = pieces.len();
+                pieces.extend(parent.iter().flat_map(|p| p.within(e.vaddr, end)));
+                let found: u64 = pieces[before..].iter().map(|p| p.bytes.len() as u64).sum();
+                if found != len {
+                    return Err(bad("a page is not in the parent images"));
+                }
+                continue;
+            }
+            if flags & PRESENT == 0 {
+                return Err(bad("pages that are nowhere"));
             }
             let Some((here, rest)) = bytes.split_at_checked(len as usize) else {
                 return Err(bad(&format!("{name} ends too early")));
@@ -313,6 +384,14 @@ impl<'a> Saved<'a> {
             });
         }
         Ok(Self { pieces })
+    }
+
+    fn load_parent(source: &'a dyn ImageSource, name: &str) -> Result<Self, MemoryError> {
+        if name.matches('/').count() >= GENERATIONS_MAX {
+            let (name, what) = (name.to_owned(), "too many parents".to_owned());
+            return Err(ImageError::Content { name, what }.into());
+        }
+        Self::load(source, &format!("{PARENT_PREFIX}{name}"))
     }
 
     /// The pieces that lie in `from..to`, cut at its ends.

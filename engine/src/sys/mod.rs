@@ -4,11 +4,13 @@
 //! call. The raw calls and their `unsafe` stay in this folder.
 
 pub mod guard;
+pub mod keeper;
 pub mod map;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod shm;
+pub mod userfault;
 
 use nix::errno::Errno;
 

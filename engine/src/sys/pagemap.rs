@@ -8,6 +8,11 @@ use nix::errno::Errno;
 
 use super::{SysError, SysResult};
 
+/// The mapping is watched by a userfaultfd that lets writes pass by themselves
+/// (`UFFD_FEATURE_WP_ASYNC`).
+pub const WATCHED: u64 = 1 << 0;
+/// The page was written to since it was last protected.
+pub const WRITTEN: u64 = 1 << 1;
 /// The page belongs to a file or to shared anonymous memory.
 pub const FILE: u64 = 1 << 2;
 /// The page is in RAM.
@@ -21,6 +26,8 @@ pub const GUARD: u64 = 1 << 8;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// `PM_SCAN_WP_MATCHING`: protect what was found, in the same step.
+const PROTECT: u64 = 1 << 0;
 /// Regions asked for at once.
 const REGIONS: usize = 2048;
 
@@ -55,14 +62,19 @@ pub struct Region {
 }
 
 /// What to look for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Query {
+    /// Kinds of which a page has all.
+    pub all_of: u64,
     /// Kinds of which a page has at least one.
     pub any_of: u64,
     /// Kinds of which it has none.
     pub none_of: u64,
     /// Kinds to tell of it; pages that differ in them are separate regions.
     pub tell: u64,
+    /// Also forget that the found pages were written to; those in mappings that
+    /// are not [`WATCHED`] are left out.
+    pub protect: bool,
 }
 
 /// Calls `found` for every region in `start..end`, ascending. `false`: this
@@ -78,12 +90,13 @@ pub fn scan(
     while at < end {
         let mut arg = Arg {
             size: size_of::<Arg>() as u64,
+            flags: if query.protect { PROTECT } else { 0 },
             start: at,
             end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: REGIONS as u64,
             category_inverted: query.none_of,
-            category_mask: query.none_of,
+            category_mask: query.none_of | query.all_of,
             category_anyof_mask: query.any_of,
             return_mask: query.tell,
             ..Arg::default()
@@ -107,4 +120,38 @@ pub fn scan(
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_each_of_many_regions_once() {
+        const PAGE: usize = 4096;
+        const PAGES: usize = 20_000;
+        let mut memory = vec![0_u8; (PAGES + 1) * PAGE];
+        let base = (memory.as_ptr() as usize).next_multiple_of(PAGE);
+        let skew = base - memory.as_ptr() as usize;
+        for page in (0..PAGES).step_by(2) {
+            memory[skew + page * PAGE] = 1;
+        }
+        let file = File::open("/proc/self/pagemap").unwrap();
+        let range = (base as u64, (base + PAGES * PAGE) as u64);
+        let query = Query {
+            any_of: PRESENT | SWAPPED,
+            none_of: FILE | ZERO,
+            ..Query::default()
+        };
+        let mut end = 0;
+        let mut count = 0;
+        let known = scan(&file, range, query, |r| {
+            assert!(r.start >= end && r.start < r.end, "{r:x?} after {end:x}");
+            end = r.end;
+            count += (r.end - r.start) as usize / PAGE;
+        });
+        if known.unwrap() {
+            assert!(count >= PAGES / 2, "{count}");
+        }
+    }
 }

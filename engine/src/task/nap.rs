@@ -79,8 +79,14 @@ impl Naps {
         Ok(out)
     }
 
-    /// What is left of the call that a stopped thread was interrupted in.
-    pub fn save(&self, tid: i32, regs: &Regs) -> Option<RcrNap> {
+    /// The threads and since when they sleep: CLOCK_MONOTONIC, nanoseconds.
+    pub fn since(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.since.iter().map(|(&tid, &since)| (tid, since))
+    }
+
+    /// What is left of the call that a stopped thread was interrupted in. `since`
+    /// is when it began, where that is known better than here.
+    pub fn save(&self, tid: i32, regs: &Regs, since: Option<i64>) -> Option<RcrNap> {
         if regs.rax as i64 != RESTART_BLOCK || (regs.orig_rax as i64) < 0 {
             return None;
         }
@@ -113,7 +119,7 @@ impl Naps {
         };
         // The kernel has written what is left where it was asked to.
         let left = left.filter(|l| (1..=timeout).contains(l)).or_else(|| {
-            let since = self.since.get(&tid)?;
+            let since = since.as_ref().or_else(|| self.since.get(&tid))?;
             Some((timeout - (self.now - since).max(0)).max(1))
         });
         Some(RcrNap {

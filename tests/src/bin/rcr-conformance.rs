@@ -71,6 +71,18 @@ enum What {
         tcp_established: bool,
         #[arg(long)]
         cgroup: Option<PathBuf>,
+        #[arg(long)]
+        parent: Option<PathBuf>,
+    },
+    /// Write the memory of a tree that runs.
+    #[command(hide = true)]
+    PreDump {
+        pid: i32,
+        images: PathBuf,
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+        #[arg(long)]
+        parent: Option<PathBuf>,
     },
     /// Restore a tree.
     #[command(hide = true)]
@@ -160,6 +172,7 @@ fn act() -> Result<ExitCode> {
             close_tcp,
             tcp_established,
             cgroup,
+            parent,
         } => {
             let code = steps::dump(&DumpStep {
                 tree: cgroup.map_or(Tree::Root(pid), Tree::Cgroup),
@@ -170,8 +183,18 @@ fn act() -> Result<ExitCode> {
                     (false, true) => TcpPolicy::Carry,
                     (false, false) => TcpPolicy::Refuse,
                 },
+                parent,
             })?;
             return Ok(ExitCode::from(code as u8));
+        }
+        What::PreDump {
+            pid,
+            images,
+            cgroup,
+            parent,
+        } => {
+            let tree = cgroup.map_or(Tree::Root(pid), Tree::Cgroup);
+            steps::pre_dump(&tree, &images, parent.as_deref())?;
         }
         What::Restore {
             images,

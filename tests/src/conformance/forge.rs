@@ -8,6 +8,7 @@ use rcr_engine::image::schema::{MmEntry, PagemapEntry, PagemapHead};
 use rcr_engine::image::{
     DirSource, ImageReader, ImageSource, Kind, get_record, names, write_image,
 };
+use rcr_engine::memory::pages::PRESENT;
 use rcr_engine::memory::vma::status;
 
 /// How much older than this kernel the forged one pretends to be, nanoseconds.
@@ -65,7 +66,9 @@ fn vdso(dir: &Path, pid: i32) -> Result<()> {
             drop(source);
             return flip(&path, offset);
         }
-        at += len;
+        if e.flags.is_none_or(|flags| flags & PRESENT != 0) {
+            at += len;
+        }
     }
     bail!("the vDSO is not in the images");
 }

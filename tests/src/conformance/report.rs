@@ -17,6 +17,8 @@ pub enum Mode {
     LeaveRunning,
     /// Dumped, killed and restored several times.
     Again,
+    /// Pre-dumped twice while it runs, dumped, killed, restored.
+    PreDump,
     /// A dump is refused and the tree runs on.
     Refused,
 }
@@ -28,6 +30,7 @@ impl Mode {
             Mode::Restore => "restore",
             Mode::LeaveRunning => "leave-running",
             Mode::Again => "again",
+            Mode::PreDump => "pre-dump",
             Mode::Refused => "refused",
         }
     }
@@ -35,11 +38,19 @@ impl Mode {
     /// The modes of a program.
     pub fn of(case: &Case) -> &'static [Mode] {
         match case.fate {
-            Fate::Carried => &[Mode::Restore, Mode::LeaveRunning, Mode::Again],
+            Fate::Carried => &[
+                Mode::Restore,
+                Mode::LeaveRunning,
+                Mode::Again,
+                Mode::PreDump,
+            ],
             Fate::Refused | Fate::NotYet => &[Mode::Refused],
         }
     }
 }
+
+/// Differences of one program that are printed.
+const SHOWN_MAX: usize = 20;
 
 /// How a program, or one of its modes, ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +154,12 @@ impl fmt::Display for CaseResult {
             Verdict::Passed => times(&self.modes, f),
             Verdict::Failed { findings } => {
                 times(&self.modes, f)?;
-                findings.iter().try_for_each(|l| write!(f, "\n    {l}"))
+                let shown = findings.iter().take(SHOWN_MAX);
+                shown.into_iter().try_for_each(|l| write!(f, "\n    {l}"))?;
+                match findings.len().saturating_sub(SHOWN_MAX) {
+                    0 => Ok(()),
+                    more => write!(f, "\n    and {more} more"),
+                }
             }
         }
     }

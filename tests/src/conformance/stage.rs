@@ -53,6 +53,11 @@ impl Stage {
         self.dir.join(format!("images.{cycle}"))
     }
 
+    /// Where the images of a pre-dump go.
+    pub fn pre_images(&self, n: u32) -> PathBuf {
+        self.dir.join(format!("pre-images.{n}"))
+    }
+
     /// Tells the runner words that a refusal has to contain.
     pub fn expect_refusal(&self, words: &[String]) -> Result<()> {
         Ok(fs::write(self.dir.join("refusal"), words.join("\n"))?)

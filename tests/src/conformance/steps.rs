@@ -8,6 +8,7 @@ use rcr_engine::dump::{self, DumpError, DumpOptions};
 use rcr_engine::file::{FilePolicy, TcpPolicy};
 use rcr_engine::freeze::FreezeError;
 use rcr_engine::image::{DirSink, DirSource};
+use rcr_engine::predump::{self, Parent, PreDumpOptions};
 use rcr_engine::restore::{self, RestoreOptions};
 use rcr_engine::{Refusal, Tree, freeze};
 
@@ -25,12 +26,20 @@ pub struct DumpStep {
     pub leave_running: bool,
     /// What becomes of connections.
     pub tcp: TcpPolicy,
+    /// Images of a pre-dump that these refer to.
+    pub parent: Option<PathBuf>,
 }
 
 /// Preflight, freeze, dump, then thaw or kill. Refusals are printed, those of
 /// the preflight first, with a word in front that says whose they are.
 pub fn dump(step: &DumpStep) -> anyhow::Result<i32> {
+    let previous = step.parent.as_deref().map(DirSource::open).transpose()?;
+    let tracked = match &previous {
+        Some(source) => predump::tracked(source).map_err(chain)?,
+        None => Vec::new(),
+    };
     let options = |files: FilePolicy| DumpOptions {
+        tracked: tracked.iter().copied().collect(),
         files: FilePolicy {
             tcp: step.tcp,
             ..files
@@ -48,7 +57,16 @@ pub fn dump(step: &DumpStep) -> anyhow::Result<i32> {
         Err(e) => return Err(chain(e)),
     };
     let mut sink = DirSink::create(&step.images)?;
-    match dump::dump(&frozen, &mut sink, &options(FilePolicy::frozen())) {
+    let parent = parent(previous.as_ref())?;
+    if let (Some(path), Some(_)) = (&step.parent, &parent) {
+        sink.set_parent(path)?;
+    }
+    let options = options(FilePolicy::frozen());
+    let done = match &parent {
+        Some(parent) => dump::dump_onto(&frozen, &mut sink, &options, parent),
+        None => dump::dump(&frozen, &mut sink, &options),
+    };
+    match done {
         Ok(_) if step.leave_running => frozen.thaw(),
         Ok(_) => frozen.kill(),
         Err(DumpError::Refused(refusals)) => {
@@ -58,6 +76,30 @@ pub fn dump(step: &DumpStep) -> anyhow::Result<i32> {
         Err(e) => return Err(chain(e)),
     }
     Ok(0)
+}
+
+/// Memory of a running tree, on top of an earlier pre-dump if there is one.
+pub fn pre_dump(tree: &Tree, images: &Path, previous: Option<&Path>) -> anyhow::Result<()> {
+    let source = previous.map(DirSource::open).transpose()?;
+    let parent = parent(source.as_ref())?;
+    if previous.is_some() && parent.is_none() {
+        anyhow::bail!("nobody kept the tracking");
+    }
+    let mut sink = DirSink::create(images)?;
+    if let Some(path) = previous {
+        sink.set_parent(path)?;
+    }
+    let options = PreDumpOptions { keep: true };
+    predump::pre_dump(tree, parent, &mut sink, options).map_err(chain)?;
+    Ok(())
+}
+
+fn parent(images: Option<&DirSource>) -> anyhow::Result<Option<Parent<'_>>> {
+    let Some(images) = images else {
+        return Ok(None);
+    };
+    let tracking = predump::take(images).map_err(chain)?;
+    Ok(tracking.map(|tracking| Parent { images, tracking }))
 }
 
 fn print(who: &str, refusals: &[Refusal]) {

@@ -18,6 +18,7 @@ pub mod network;
 pub mod notify;
 pub mod pidfds;
 pub mod pipes;
+pub mod predump;
 pub mod process;
 pub mod refusals;
 pub mod registers;
@@ -40,6 +41,7 @@ pub const ALL: &[&[Case]] = &[
     mappings::CASES,
     hugetlb::CASES,
     aio::CASES,
+    predump::CASES,
     threads::CASES,
     leaders::CASES,
     registers::CASES,

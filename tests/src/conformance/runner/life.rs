@@ -21,6 +21,9 @@ use crate::conformance::{Case, Findings, Stage, Unavailable, steps};
 /// A program that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Generations of images before the dump in the mode that has some.
+const PRE_DUMPS: u32 = 2;
+
 /// How often a tree is looked at until two looks agree.
 const SETTLE_TRIES: usize = 50;
 
@@ -126,7 +129,10 @@ impl Run<'_> {
             match mode {
                 Mode::Refused => self.refused(&before, f)?,
                 Mode::LeaveRunning => self.dump(cycle, true)?,
-                Mode::Restore | Mode::Again => {
+                Mode::Restore | Mode::Again | Mode::PreDump => {
+                    if mode == Mode::PreDump {
+                        self.pre_dump()?;
+                    }
                     self.dump(cycle, false)?;
                     reap_all(&self.stage.outsiders())?;
                     if let Some(forge) = forged {
@@ -153,16 +159,19 @@ impl Run<'_> {
         if self.case.restless {
             return Ok(Picture::default());
         }
-        let mut last = Picture::take(&self.tree, leave)?;
+        let mut last = Picture::take(&self.tree, leave);
         for _ in 0..SETTLE_TRIES {
             std::thread::sleep(POLL);
-            let now = Picture::take(&self.tree, leave)?;
-            if now == last && !now.awake {
+            let now = Picture::take(&self.tree, leave);
+            if let (Ok(last), Ok(now)) = (&last, &now)
+                && last == now
+                && !now.awake
+            {
                 break;
             }
             last = now;
         }
-        Ok(last)
+        last
     }
 
     /// Compares with the tree as it is now; what differs has to do so for a while.
@@ -173,7 +182,11 @@ impl Run<'_> {
         let mut differences = Findings::default();
         for _ in 0..SETTLE_TRIES {
             differences = Findings::default();
-            before.compare(&Picture::take(&self.tree, leave)?, &mut differences);
+            // A process may end while it is looked at.
+            differences.run(|d| {
+                before.compare(&Picture::take(&self.tree, leave)?, d);
+                Ok(())
+            });
             if differences.is_empty() {
                 break;
             }
@@ -225,6 +238,24 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Two generations before the dump, written while the program runs.
+    fn pre_dump(&self) -> Result<()> {
+        let mut parent = None;
+        for n in 1..=PRE_DUMPS {
+            let images = self.stage.pre_images(n);
+            let mut command = self.tool(&["pre-dump", &self.root.to_string(), &path(&images)?]);
+            if let Some(parent) = &parent {
+                command.arg("--parent").arg(parent);
+            }
+            if let Some(c) = &self.cgroup {
+                command.arg("--cgroup").arg(&c.dir);
+            }
+            said("pre-dump", &command.output()?, 0)?;
+            parent = Some(images);
+        }
+        Ok(())
+    }
+
     fn dump_command(&self, cycle: u32, leave_running: bool) -> Result<Command> {
         let images = path(&self.stage.images(cycle))?;
         let mut command = self.tool(&["dump", &self.root.to_string(), &images]);
@@ -238,6 +269,10 @@ impl Run<'_> {
         }
         if let Some(c) = &self.cgroup {
             command.arg("--cgroup").arg(&c.dir);
+        }
+        let parent = self.stage.pre_images(PRE_DUMPS);
+        if parent.exists() {
+            command.arg("--parent").arg(parent);
         }
         Ok(command)
     }
