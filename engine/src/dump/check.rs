@@ -230,6 +230,7 @@ pub fn estimate_bytes(tree: &Tree, options: &DumpOptions) -> Result<u64, DumpErr
         let mut entries = Vec::new();
         for v in &vmas {
             match vma::classify(v) {
+                Ok(Class::SysvShm) if v.foreign_segment.is_some() => {}
                 Ok(Class::AnonShared | Class::SysvShm) => drop(shared.note(p.voice(), v)?),
                 Ok(class) => entries.push(vma::save(v, class, 0, None)),
                 Err(_) => {}

@@ -32,6 +32,8 @@ pub struct Table {
     /// Network namespaces that are not the host's: number, itself, and a
     /// process with its name.
     nets: Vec<(u32, OwnedFd, i32, String)>,
+    /// IPC namespaces that are not the host's: number, and a process.
+    ipcs: Vec<(u32, Pid)>,
 }
 
 impl Table {
@@ -47,6 +49,7 @@ impl Table {
             host,
             numbers,
             nets: Vec::new(),
+            ipcs: Vec::new(),
         })
     }
 
@@ -99,6 +102,7 @@ impl Table {
                 }
                 NsKind::Uts => namespace::save_uts(pid, number, sink)?,
                 NsKind::User => namespace::save_user(pid, number, sink)?,
+                NsKind::Ipc => self.ipcs.push((number, pid)),
                 NsKind::Net => {
                     let ns = namespace::open_net(pid)?;
                     self.nets
@@ -114,7 +118,8 @@ impl Table {
         Ok(self.entry(&ids))
     }
 
-    /// Saves the network namespaces of all processes and of sockets. To be
+    /// Saves the IPC namespaces, and the network namespaces of all processes
+    /// and of sockets. To be
     /// called when all files are known.
     pub fn save_nets(
         &mut self,
@@ -132,6 +137,23 @@ impl Table {
             self.nets.push((number, ns, pid, comm));
         }
         let host_user = self.host.get(NsKind::User);
+        for (id, pid) in std::mem::take(&mut self.ipcs) {
+            let owner = namespace::owner_of(&namespace::open_ipc(pid)?)?;
+            let number = match owner {
+                Some(o) if o == host_user => Some(0),
+                other => other.and_then(|o| self.numbers.get(&o).copied()),
+            };
+            let Some(owner) = number else {
+                return Err(DumpError::Refused(vec![Refusal {
+                    pid: pid.as_raw(),
+                    comm: namespace::comm(pid),
+                    object: "IPC namespace".into(),
+                    reason: "it is owned by a user namespace without a process".into(),
+                    advice: "untag the unit".into(),
+                }]));
+            };
+            namespace::save_ipc(pid, id, owner, sink)?;
+        }
         let mut sources = Vec::new();
         let mut refusals = Vec::new();
         for (id, ns, pid, comm) in std::mem::take(&mut self.nets) {

@@ -238,6 +238,8 @@ impl Dump<'_> {
             let mut fdflags = None;
             let id = match class {
                 Class::AnonShared => self.shared.note(pid, v)?,
+                // It is saved with its namespace.
+                Class::SysvShm if v.foreign_segment.is_some() => v.inode,
                 Class::SysvShm => {
                     self.segments.note(v)?;
                     self.shared.note(pid, v)?

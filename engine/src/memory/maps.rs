@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::sysv;
+
 /// One mapping of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vma {
@@ -23,6 +25,9 @@ pub struct Vma {
     pub name: Vec<u8>,
     /// The two-letter flags of the `VmFlags:` line.
     pub flags: Vec<[u8; 2]>,
+    /// It is of a System V segment of another IPC namespace than ours: the bytes
+    /// of the whole segment.
+    pub foreign_segment: Option<u64>,
     /// Bytes of its pages (`KernelPageSize:`), more than usual for hugetlb.
     pub page_bytes: u64,
 }
@@ -57,24 +62,28 @@ impl Vma {
 pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
     let path = format!("/proc/{pid}/smaps");
     let text = std::fs::read(&path)?;
-    parse(&text).ok_or_else(|| {
+    let mut vmas = parse(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             format!("{path} is not understood"),
         )
-    })
+    })?;
+    sysv::measure(pid, &mut vmas)?;
+    Ok(vmas)
 }
 
 /// All mappings without their flags: far cheaper for the kernel to make.
 pub fn read_ranges(pid: i32) -> io::Result<Vec<Vma>> {
     let path = format!("/proc/{pid}/maps");
     let text = std::fs::read(&path)?;
-    parse(&text).ok_or_else(|| {
+    let mut vmas = parse(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             format!("{path} is not understood"),
         )
-    })
+    })?;
+    sysv::measure(pid, &mut vmas)?;
+    Ok(vmas)
 }
 
 fn parse(text: &[u8]) -> Option<Vec<Vma>> {
@@ -139,6 +148,7 @@ fn parse_head(line: &[u8]) -> Option<Vma> {
         inode,
         name,
         flags: Vec::new(),
+        foreign_segment: None,
         page_bytes: 4096,
     };
     (vma.end > vma.start).then_some(vma)

@@ -30,14 +30,34 @@ pub fn is_segment(v: &Vma) -> bool {
     v.shared && v.dev.0 == 0 && v.name.starts_with(b"/SYSV")
 }
 
+/// Looks up the segments of a process that lives in another IPC namespace.
+pub fn measure(pid: i32, vmas: &mut [Vma]) -> io::Result<()> {
+    if !vmas.iter().any(is_segment) {
+        return Ok(());
+    }
+    let sizes = crate::namespace::foreign_segments(pid).map_err(io::Error::other)?;
+    if let Some(sizes) = sizes {
+        for v in vmas.iter_mut().filter(|v| is_segment(v)) {
+            v.foreign_segment = Some(sizes.get(&(v.inode as i32)).copied().unwrap_or(0));
+        }
+    }
+    Ok(())
+}
+
 /// Why a segment's mapping cannot be made again, if so: attaching gives the
 /// whole segment or nothing.
 pub fn objection(v: &Vma) -> Option<&'static str> {
-    let Ok(stat) = shm::stat(v.inode as i32) else {
-        return Some("the segment belongs to another IPC namespace");
+    let bytes = match v.foreign_segment {
+        Some(_) if v.has(b"ht") => {
+            return Some("it has huge pages in an IPC namespace of its own");
+        }
+        Some(bytes) => bytes,
+        None => match shm::stat(v.inode as i32) {
+            Ok(stat) => stat.shm_segsz as u64,
+            Err(_) => return Some("the segment cannot be looked at"),
+        },
     };
-    let whole =
-        v.offset == 0 && v.bytes() == (stat.shm_segsz as u64).next_multiple_of(v.page_bytes);
+    let whole = v.offset == 0 && v.bytes() == bytes.next_multiple_of(v.page_bytes);
     (!whole).then_some("only a part of the segment is attached, or with mixed protection")
 }
 

@@ -398,6 +398,7 @@ mod tests {
             inode,
             name: name.as_bytes().to_vec(),
             flags: vec![],
+            foreign_segment: None,
             page_bytes: 4096,
         }
     }

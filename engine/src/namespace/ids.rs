@@ -1,6 +1,6 @@
 //! Which namespaces a task is in, who owns them, and which of them are refused.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::unistd::Pid;
@@ -154,11 +154,6 @@ pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
     };
     let foreign = [
         (
-            NsKind::Ipc,
-            "IPC namespace",
-            "PrivateIPC=, IPCNamespacePath=",
-        ),
-        (
             NsKind::Cgroup,
             "cgroup namespace",
             "ProtectControlGroups=private or strict",
@@ -213,9 +208,15 @@ pub fn open_net(pid: Pid) -> Result<OwnedFd, NamespaceError> {
     open_ns(&format!("/proc/{pid}/ns/net"))
 }
 
+/// The IPC namespace of a task.
+pub fn open_ipc(pid: Pid) -> Result<OwnedFd, NamespaceError> {
+    open_ns(&format!("/proc/{pid}/ns/ipc"))
+}
+
 /// What distinguishes a namespace from all others.
-pub fn inode_of(ns: &OwnedFd) -> Result<u64, NamespaceError> {
-    inode(ns, "namespace")
+pub fn inode_of(ns: impl AsFd) -> Result<u64, NamespaceError> {
+    let stat = fstat(ns).map_err(NamespaceError::call("fstat", "namespace"))?;
+    Ok(stat.st_ino)
 }
 
 /// Inode number of the user namespace that owns a namespace; `None` above the host's.
@@ -270,7 +271,7 @@ mod tests {
     fn foreign_namespaces_are_refused_by_name() {
         use nix::sched::{CloneFlags, unshare};
         let (tid, _keep) = crate::namespace::mnt::testing::parked(|| {
-            let flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNET;
+            let flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWCGROUP;
             unshare(flags | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS).unwrap();
         });
         let said: Vec<_> = check_namespaces(tid)
@@ -278,6 +279,6 @@ mod tests {
             .into_iter()
             .map(|r| r.object)
             .collect();
-        assert_eq!(said, ["IPC namespace"]);
+        assert_eq!(said, ["cgroup namespace"]);
     }
 }

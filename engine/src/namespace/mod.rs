@@ -6,13 +6,15 @@
 //! | UTS | host and domain name ([`uts`]) |
 //! | user | one level below the initial one: id maps ([`user`]) |
 //! | network | devices, addresses, routes, filters, settings ([`net`]) |
-//! | PID, IPC, cgroup | only the host's own; others are refused |
+//! | IPC | System V objects and limits ([`ipc`]) |
+//! | PID, cgroup | only the host's own; others are refused |
 //! | time | by whoever restores the clocks |
 //!
 //! "The host" is the calling thread's own namespaces throughout.
 
 mod error;
 mod ids;
+pub mod ipc;
 mod make;
 pub mod mnt;
 pub mod net;
@@ -23,9 +25,10 @@ mod view;
 
 pub use error::NamespaceError;
 pub use ids::{
-    NsIds, NsKind, Owner, check_namespaces, comm, inode_of, mount_owner, open_net, owner_of,
-    uts_owner,
+    NsIds, NsKind, Owner, check_namespaces, comm, inode_of, mount_owner, open_ipc, open_net,
+    owner_of, uts_owner,
 };
+pub use ipc::{IpcNamespace, build_ipc, foreign_segments, save_ipc};
 pub use mnt::{
     Beside, HostEnv, MountNamespace, MountPolicy, build_mounts, check_mounts, estimate_mounts,
     prepare_host, save_host, save_mounts,

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
 use super::memory::Memory;
+use super::worlds::Worlds;
 use super::{RestoreError, RestoreOptions};
 use crate::arch;
 use crate::freeze::kill_and_reap;
@@ -82,6 +83,7 @@ pub fn bear(
     options: &RestoreOptions,
     made: &mut Made,
     memory: &mut Memory<'_, '_>,
+    worlds: &Worlds,
 ) -> Result<BTreeMap<i32, Birth>, RestoreError> {
     let me = std::process::id() as i32;
     let own = maps::read_ranges(me).map_err(RestoreError::io("own mappings"))?;
@@ -115,6 +117,9 @@ pub fn bear(
     };
     for p in &images.processes {
         nursery.bear(p)?;
+        if let Some(live) = &p.live {
+            worlds.enter_ipc(p.pid, live, nursery.birth.arena)?;
+        }
     }
     nursery.groups()?;
     nursery.end_inner_ghosts()?;

@@ -221,7 +221,7 @@ pub fn restore(
     sysv::restore(source)?;
     let mut made = births::Made::default();
     let mut memory = memory::Memory::new(source, &images, &mut files);
-    let ways = births::bear(&images, options, &mut made, &mut memory)?;
+    let ways = births::bear(&images, options, &mut made, &mut memory, &worlds)?;
     let mut ways_out = BTreeMap::new();
     // All memory first: it needs descriptors of its own, for which shared
     // tables are emptied.
@@ -245,6 +245,7 @@ pub fn restore(
         step.process(p, live, &ways[&p.pid])?;
     }
     sysv::settle(source)?;
+    worlds.settle(source)?;
     files.seal()?;
     let connections = files.connections()?;
     files.finish()?;

@@ -7,16 +7,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::images::Images;
+use nix::unistd::Pid;
+
+use super::images::{Images, LiveImage};
+use super::memory::open_own_pidfd;
 use super::{RestoreError, RestoreOptions};
 use crate::clock;
 use crate::file::RestoreEnv;
 use crate::image::ImageSource;
 use crate::image::schema::TaskKobjIdsEntry;
 use crate::namespace::{
-    self, Beside, HostEnv, MountNamespace, NetNamespace, UserNamespace, UtsNamespace,
+    self, Beside, HostEnv, IpcNamespace, MountNamespace, NetNamespace, NsIds, NsKind,
+    UserNamespace, UtsNamespace,
 };
-use crate::remote::{OpId, Program};
+use crate::remote::{Arena, OpId, Program, Tracee};
 
 /// Namespaces made again, by their numbers in the images.
 #[derive(Debug)]
@@ -26,6 +30,9 @@ pub struct Worlds {
     uts: BTreeMap<u32, UtsNamespace>,
     users: BTreeMap<u32, UserNamespace>,
     nets: BTreeMap<u32, NetNamespace>,
+    ipcs: BTreeMap<u32, IpcNamespace>,
+    /// Our own IPC namespace.
+    own_ipc: OwnedFd,
 }
 
 impl Worlds {
@@ -41,6 +48,8 @@ impl Worlds {
             uts: BTreeMap::new(),
             users: BTreeMap::new(),
             nets: BTreeMap::new(),
+            ipcs: BTreeMap::new(),
+            own_ipc: namespace::open_ipc(Pid::this())?,
             host,
         };
         for (_, live) in images.live() {
@@ -53,6 +62,14 @@ impl Worlds {
         // Before mounts: a sysfs shows the network namespace it was mounted in.
         w.nets = namespace::build_nets(source, &w.users, &options.nets, &options.veths)?;
         for (_, live) in images.live() {
+            if let Some(id) = foreign(live.ids.ipc_ns_id, w.host.ipc_ns_id)
+                && !w.ipcs.contains_key(&id)
+            {
+                w.ipcs
+                    .insert(id, namespace::build_ipc(source, id, &w.users)?);
+            }
+        }
+        for (_, live) in images.live() {
             let ids = &live.ids;
             if let Some(id) = foreign(ids.mnt_ns_id, w.host.mnt_ns_id)
                 && !w.mounts.contains_key(&id)
@@ -61,7 +78,10 @@ impl Worlds {
                 let net = foreign(ids.net_ns_id, w.host.net_ns_id).and_then(|i| w.nets.get(&i));
                 let beside = Beside {
                     net: net.map(NetNamespace::ns),
-                    ipc: None,
+                    ipc: w
+                        .ipcs
+                        .get(&ids.ipc_ns_id.unwrap_or(0))
+                        .map(IpcNamespace::ns),
                 };
                 w.mounts
                     .insert(id, namespace::build_mounts(source, id, &env, &beside)?);
@@ -139,6 +159,32 @@ impl Worlds {
         };
         let none = || io::Error::other("not one of those that were made again");
         found.ok_or_else(none)?.try_clone_to_owned()
+    }
+
+    /// Brings a newborn process, which is in its parent's IPC namespace, into
+    /// its own: before its memory, in which there may be segments.
+    pub fn enter_ipc(&self, pid: i32, live: &LiveImage, arena: Arena) -> Result<(), RestoreError> {
+        let ns = foreign(live.ids.ipc_ns_id, self.host.ipc_ns_id).and_then(|i| self.ipcs.get(&i));
+        let ns = ns.map_or(self.own_ipc.as_fd(), IpcNamespace::ns);
+        let wanted = namespace::inode_of(ns)?;
+        if NsIds::of(Pid::from_raw(pid))?.get(NsKind::Ipc) == wanted {
+            return Ok(());
+        }
+        let mut p = Program::new();
+        let pidfd = open_own_pidfd(&mut p);
+        let what = "enter the IPC namespace";
+        join(&mut p, pidfd, ns.as_raw_fd(), libc::CLONE_NEWIPC, what);
+        p.call(libc::SYS_close, "close our pidfd", &[pidfd.into()]);
+        Tracee { tid: pid }.run(arena, &p)?;
+        Ok(())
+    }
+
+    /// Removes what is to go with its last user, when all users are there.
+    pub fn settle(&self, source: &dyn ImageSource) -> Result<(), RestoreError> {
+        for (&id, ns) in &self.ipcs {
+            ns.settle(source, id)?;
+        }
+        Ok(())
     }
 
     /// The user namespace a process is to be in, unless it is the host's.

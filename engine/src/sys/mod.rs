@@ -10,6 +10,7 @@ pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod shm;
+pub mod sysv;
 pub mod userfault;
 
 use nix::errno::Errno;

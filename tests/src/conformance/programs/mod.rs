@@ -7,6 +7,7 @@ pub mod cow;
 pub mod creds;
 pub mod files;
 pub mod hugetlb;
+pub mod ipc;
 pub mod leaders;
 pub mod many;
 pub mod mappings;
@@ -56,6 +57,7 @@ pub const ALL: &[&[Case]] = &[
     seccomp::CASES,
     namespaces::CASES,
     network::CASES,
+    ipc::CASES,
     files::CASES,
     pipes::CASES,
     many::CASES,
