@@ -187,6 +187,23 @@ mod tests {
     }
 
     #[test]
+    fn many_runs_ascend() {
+        let pages = 20_000;
+        let mut map = vec![0u8; (pages + 1) * PAGE as usize];
+        let base = (map.as_ptr() as u64).next_multiple_of(PAGE);
+        let skew = (base - map.as_ptr() as u64) as usize;
+        for n in (0..pages).filter(|n| n % 3 != 0) {
+            map[skew + n * PAGE as usize] = 1;
+        }
+        let range = base..base + pages as u64 * PAGE;
+        let pm = Pagemap::open(std::process::id() as i32).unwrap();
+        let found = pm.find(std::slice::from_ref(&range)).unwrap();
+        for pair in found.own.windows(2) {
+            assert!(pair[0].start + pair[0].len as u64 <= pair[1].start, "{pair:?}");
+        }
+    }
+
+    #[test]
     fn the_page_of_zeros_is_known() {
         assert!(zero_frame().unwrap().is_some(), "the tests run as root");
     }
