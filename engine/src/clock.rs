@@ -2,10 +2,13 @@
 //! (time_namespaces(7)).
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
-use crate::ext::RcrInventory;
+use crate::ext::{RcrInventory, RcrTime};
 use crate::sys::SysResult;
 use crate::sys::process::{clock_ns, unshare_time};
+use crate::sys::timens;
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -42,10 +45,26 @@ pub struct Offsets {
 
 impl Offsets {
     /// The offsets of the namespace a process lives in.
-    ///
-    /// `/proc/PID/timens_offsets` shows those of its future children; a process
-    /// that is about to give its children another one is not carried.
     pub fn of(pid: i32) -> io::Result<Self> {
+        let link = |name: &str| format!("/proc/{pid}/ns/{name}");
+        let (own, next) = (link("time"), link("time_for_children"));
+        match (std::fs::metadata(&own), std::fs::metadata(&next)) {
+            (Ok(a), Ok(b)) if a.ino() != b.ino() => {
+                let ns = std::fs::File::open(own)?;
+                let text = timens::read_offsets(ns.as_fd())?;
+                Self::parse(&text).ok_or_else(|| {
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "timens_offsets is not understood",
+                    )
+                })
+            }
+            _ => Self::for_children_of(pid),
+        }
+    }
+
+    /// The offsets of the namespace that future children of a process live in.
+    pub fn for_children_of(pid: i32) -> io::Result<Self> {
         match std::fs::read_to_string(format!("/proc/{pid}/timens_offsets")) {
             Ok(text) => Self::parse(&text).ok_or_else(|| {
                 io::Error::new(
@@ -57,6 +76,27 @@ impl Offsets {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(e),
         }
+    }
+
+    /// How these differ from `base`.
+    pub fn relative_to(self, base: Self) -> RcrTime {
+        RcrTime {
+            monotonic_ns: self.monotonic - base.monotonic,
+            boottime_ns: self.boottime - base.boottime,
+        }
+    }
+
+    /// The offsets that differ from these by `by`.
+    pub fn shifted(self, by: &RcrTime) -> Self {
+        Self {
+            monotonic: self.monotonic + by.monotonic_ns,
+            boottime: self.boottime + by.boottime_ns,
+        }
+    }
+
+    /// A new time namespace with these offsets.
+    pub fn namespace(self) -> io::Result<OwnedFd> {
+        timens::make(&self.to_text())
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -75,7 +115,7 @@ impl Offsets {
     }
 
     /// The text that `timens_offsets` takes.
-    fn to_text(self) -> String {
+    pub fn to_text(self) -> String {
         let line =
             |name, v: i64| format!("{name} {} {}\n", v.div_euclid(SECOND), v.rem_euclid(SECOND));
         line("monotonic", self.monotonic) + &line("boottime", self.boottime)

@@ -59,12 +59,44 @@ pub struct RcrTask {
     /// Signal its parent gets when it ends (clone(2)).
     #[prost(int32, optional, tag = "30")]
     pub exit_signal: Option<i32>,
+    /// Features with a large state that it may use (`ARCH_GET_XCOMP_PERM`).
+    #[prost(uint64, required, tag = "32")]
+    pub xstate_permitted: u64,
+    /// Whether it chooses the ids of new timers
+    /// (`PR_TIMER_CREATE_RESTORE_IDS`).
+    #[prost(bool, required, tag = "33")]
+    pub timer_ids: bool,
+    /// `PR_GET_THP_DISABLE` with its flags.
+    #[prost(uint32, required, tag = "34")]
+    pub thp_disabled: u32,
+    /// Nice value of its autogroup, `/proc/PID/autogroup`.
+    #[prost(int32, optional, tag = "35")]
+    pub autogroup_nice: Option<i32>,
+    /// What its time namespace adds to the clocks, where that is another one
+    /// than the first process's, and for future children.
+    #[prost(message, optional, tag = "36")]
+    pub time: Option<RcrTime>,
+    /// See `time`: children made from now on.
+    #[prost(message, optional, tag = "37")]
+    pub time_for_children: Option<RcrTime>,
     /// Wait status of its first thread, where that has ended before the others.
     #[prost(int32, optional, tag = "31")]
     pub dead_leader: Option<i32>,
     /// Names given to private mappings (`PR_SET_VMA_ANON_NAME`).
     #[prost(message, repeated, tag = "6")]
     pub vma_names: Vec<VmaName>,
+}
+
+/// Offsets of a time namespace (time_namespaces(7)) from those of the
+/// inventory, nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
+pub struct RcrTime {
+    /// For CLOCK_MONOTONIC.
+    #[prost(int64, required, tag = "1")]
+    pub monotonic_ns: i64,
+    /// For CLOCK_BOOTTIME.
+    #[prost(int64, required, tag = "2")]
+    pub boottime_ns: i64,
 }
 
 /// A named private mapping.
@@ -105,6 +137,13 @@ pub struct RcrThread {
     /// Deadline period, ns.
     #[prost(uint64, required, tag = "7")]
     pub sched_period: u64,
+    /// Settings of prctl(2).
+    #[prost(message, optional, tag = "31")]
+    pub knobs: Option<RcrKnobs>,
+    /// System calls given to the program itself, where they are
+    /// (`PR_SET_SYSCALL_USER_DISPATCH`).
+    #[prost(message, optional, tag = "32")]
+    pub dispatch: Option<RcrDispatch>,
     /// An interrupted call with what is left of its timeout.
     #[prost(message, optional, tag = "30")]
     pub nap: Option<RcrNap>,
@@ -126,6 +165,43 @@ pub struct RcrNetwork {
 
 /// Name of [`RcrNetwork`]'s image.
 pub const NETWORK: &str = "rcr-network.img";
+
+/// What a thread has set for itself.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RcrKnobs {
+    /// `PR_GET_TSC`; 0 where unknown.
+    #[prost(int32, required, tag = "1")]
+    pub tsc_mode: i32,
+    /// What it has chosen of each kind of speculation, 0 for nothing.
+    #[prost(int64, repeated, packed = "false", tag = "2")]
+    pub speculation: Vec<i64>,
+    /// CPUID faults (`ARCH_SET_CPUID`).
+    #[prost(bool, required, tag = "3")]
+    pub cpuid_faults: bool,
+    /// personality(2).
+    #[prost(uint32, required, tag = "4")]
+    pub personality: u32,
+    /// `PR_SET_IO_FLUSHER`.
+    #[prost(bool, required, tag = "5")]
+    pub io_flusher: bool,
+}
+
+/// `struct ptrace_sud_config` (linux/ptrace.h).
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct RcrDispatch {
+    /// `PR_SYS_DISPATCH_*`.
+    #[prost(uint64, required, tag = "1")]
+    pub mode: u64,
+    /// Address of the selector byte.
+    #[prost(uint64, required, tag = "2")]
+    pub selector: u64,
+    /// Start of the code whose calls go through.
+    #[prost(uint64, required, tag = "3")]
+    pub offset: u64,
+    /// Its length.
+    #[prost(uint64, required, tag = "4")]
+    pub len: u64,
+}
 
 /// A system call that the kernel would have gone on with by itself.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

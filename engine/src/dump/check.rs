@@ -15,7 +15,7 @@ use crate::memory::pages;
 use crate::memory::shmem::Objects;
 use crate::memory::vma::{self, Class};
 use crate::namespace::{self, NetSource, NsIds, NsKind};
-use crate::sys::process::{pidfd_open, pidfd_open_thread};
+use crate::sys::process::{core_cookie, pidfd_open, pidfd_open_thread};
 use crate::task::creds::same_ids;
 use crate::task::status::Status;
 use crate::tree::{Process, Tree};
@@ -178,6 +178,26 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
             "it has no vDSO".into(),
             "boot without vdso=0",
         );
+    }
+    for &tid in &p.tids {
+        // It may have ended meanwhile.
+        let Ok(status) = Status::read_thread(p.pid, tid) else {
+            continue;
+        };
+        if status.get("x86_Thread_features").contains("shstk") {
+            refuse(
+                "shadow stack",
+                format!("thread {tid} has one, which is not carried"),
+                "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+            );
+        }
+        if core_cookie(tid).is_ok_and(|c| c != 0) {
+            refuse(
+                "core scheduling",
+                format!("thread {tid} has a cookie, which is not carried"),
+                "untag the unit",
+            );
+        }
     }
     for tid in threads_with_other_ids(p)? {
         refuse(

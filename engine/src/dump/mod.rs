@@ -186,6 +186,8 @@ struct Dump<'a> {
     sharing: Sharing,
     naps: &'a Naps,
     parent: Option<&'a Parent<'a>>,
+    /// Offsets of the first process's time namespace.
+    offsets: Offsets,
     files: FileSaver,
     filters: FilterTable,
     shared: Objects,
@@ -302,6 +304,7 @@ fn dump_whole(
         sharing,
         naps: &frozen.naps,
         parent,
+        offsets: offsets_of(frozen)?,
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),
@@ -333,6 +336,7 @@ fn dump_whole(
         sharing: _,
         naps: _,
         parent: _,
+        offsets: _,
         mut files,
         filters,
         shared,
@@ -371,15 +375,20 @@ fn dump_whole(
     Ok(stats)
 }
 
+/// What the first process's time namespace adds to the clocks.
+fn offsets_of(frozen: &Frozen) -> Result<Offsets, DumpError> {
+    let live = frozen.processes.iter().find(|p| !p.info.is_zombie());
+    let pid = live.map_or(Pid::this().as_raw(), |p| p.info.voice());
+    Offsets::of(pid).map_err(DumpError::io("time namespace"))
+}
+
 fn save_inventory(
     frozen: &Frozen,
     clocks: Clocks,
     namespaces: &numbers::Table,
     sink: &mut dyn ImageSink,
 ) -> Result<(), DumpError> {
-    let live = frozen.processes.iter().find(|p| !p.info.is_zombie());
-    let pid = live.map_or(Pid::this().as_raw(), |p| p.info.voice());
-    let theirs = Offsets::of(pid).map_err(DumpError::io("time namespace"))?;
+    let theirs = offsets_of(frozen)?;
     let ours = Offsets::of(Pid::this().as_raw()).map_err(DumpError::io("time namespace"))?;
     let timens = |ns: i64| Timespec {
         tv_sec: ns.div_euclid(1_000_000_000) as u64,

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::settled::{Settled, Workshop};
 use super::thread::dead_leader;
 use super::{Dump, DumpError, DumpOptions, Ready};
-use crate::ext::{self, RcrTask, VmaName};
+use crate::clock::Offsets;
+use crate::ext::{self, RcrTask, RcrTime, VmaName};
 use crate::file::{FileSaver, TaskFiles};
 use crate::freeze::FrozenProcess;
 use crate::image::schema::{
@@ -22,7 +23,7 @@ use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
 use crate::sys::process::{Span, pidfd_open, pidfd_open_thread};
 use crate::task::status::Status;
-use crate::task::{limits, signals, timers};
+use crate::task::{autogroup_nice, limits, signals, timers};
 use crate::tree::Process;
 
 /// Room for our programs in a process being dumped.
@@ -32,6 +33,8 @@ const PR_GET_DUMPABLE: i32 = 3;
 const PR_GET_CHILD_SUBREAPER: i32 = 37;
 const PR_GET_THP_DISABLE: i32 = 42;
 const PR_GET_MDWE: i32 = 66;
+const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
 
 /// `task_state` values of the common schema.
@@ -71,7 +74,7 @@ impl Dump<'_> {
             false => (None, Vec::new()),
         };
         let extra = RcrMm::of(&ready.vmas);
-        let mdwe = self.threads(p, ready.threads, vdso.as_ref(), (mm_entry, extra), ids)?;
+        let own = self.threads(p, ready.threads, vdso.as_ref(), (mm_entry, extra), ids)?;
 
         let cgroup =
             std::fs::read_to_string(format!("/proc/{voice}/cgroup")).map_err(io("cgroup"))?;
@@ -82,6 +85,7 @@ impl Dump<'_> {
             .to_owned();
         let filter = std::fs::read_to_string(format!("/proc/{voice}/coredump_filter"))
             .map_err(io("coredump_filter"))?;
+        let (time, time_for_children) = self.times(voice).map_err(io("time namespace"))?;
         let task = RcrTask {
             stop_signal: p.stop_signal,
             exit_status: 0,
@@ -89,9 +93,12 @@ impl Dump<'_> {
             cgroup,
             coredump_filter: u32::from_str_radix(filter.trim(), 16).ok(),
             vma_names: names_of_vmas,
-            mdwe,
+            autogroup_nice: autogroup_nice(voice),
+            time,
+            time_for_children,
             exit_signal: Some(p.info.exit_signal),
             dead_leader: p.info.leader_is_dead().then_some(p.info.exit_code),
+            ..own
         };
         Ok(put_records(
             self.sink,
@@ -99,6 +106,16 @@ impl Dump<'_> {
             &ext::task_image(pid),
             &[task],
         )?)
+    }
+
+    /// The time namespaces of a process and of its future children, where they
+    /// are not the first process's.
+    fn times(&self, voice: i32) -> std::io::Result<(Option<RcrTime>, Option<RcrTime>)> {
+        let own = Offsets::of(voice)?;
+        let next = Offsets::for_children_of(voice)?;
+        let time = (own != self.offsets).then(|| own.relative_to(self.offsets));
+        let for_children = (next != own).then(|| next.relative_to(self.offsets));
+        Ok((time, for_children))
     }
 
     fn zombie(&mut self, p: &FrozenProcess) -> Result<(), DumpError> {
@@ -277,7 +294,7 @@ impl Dump<'_> {
         vdso: Option<&Vdso>,
         (mut mm_entry, mut extra): (Option<MmEntry>, RcrMm),
         ids: TaskKobjIdsEntry,
-    ) -> Result<u32, DumpError> {
+    ) -> Result<RcrTask, DumpError> {
         let pid = p.info.pid;
         let leader = &settled[0];
         let unlocked = locked_kib(p.info.voice())?;
@@ -288,7 +305,7 @@ impl Dump<'_> {
                 false => libc::MCL_FUTURE | libc::MCL_ONFAULT,
             };
         }
-        let (tc, mdwe) = self.process_state(p, &workshop, &mut mm_entry, &mut extra)?;
+        let (tc, own) = self.process_state(p, &workshop, &mut mm_entry, &mut extra)?;
         if let Some(mm_entry) = mm_entry {
             policies(&workshop, &mm_entry.vmas, &mut extra)?;
             put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
@@ -313,7 +330,7 @@ impl Dump<'_> {
             }
             self.put_thread(t.tid, core, ext)?;
         }
-        Ok(mdwe)
+        Ok(own)
     }
 
     /// Asks the process itself for what only it can tell.
@@ -323,7 +340,7 @@ impl Dump<'_> {
         workshop: &Workshop<'_>,
         mm_entry: &mut Option<MmEntry>,
         extra: &mut RcrMm,
-    ) -> Result<(TaskCoreEntry, u32), DumpError> {
+    ) -> Result<(TaskCoreEntry, RcrTask), DumpError> {
         let pid = p.info.voice();
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
         let mut prog = Program::new();
@@ -353,6 +370,25 @@ impl Dump<'_> {
             libc::SYS_membarrier,
             "read membarrier registrations",
             &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0.into(), 0.into()],
+        );
+        let permitted = prog.zeroed(8);
+        // Linux 5.16.
+        prog.try_call(
+            libc::SYS_arch_prctl,
+            "read permitted features",
+            &[ARCH_GET_XCOMP_PERM.into(), permitted.into()],
+        );
+        // Linux 6.15.
+        let timer_ids = prog.try_call(
+            libc::SYS_prctl,
+            "read whether it chooses timer ids",
+            &[
+                PR_TIMER_CREATE_RESTORE_IDS.into(),
+                2.into(),
+                0.into(),
+                0.into(),
+                0.into(),
+            ],
         );
         // Linux 6.3.
         let mdwe = prog.try_call(
@@ -389,7 +425,15 @@ impl Dump<'_> {
             membarrier_registration_mask: u32::try_from(out.result(membarrier)).ok(),
             ..TaskCoreEntry::default()
         };
-        Ok((tc, u32::try_from(out.result(mdwe)).unwrap_or(0)))
+        let word = out.data(permitted).try_into().expect("8 bytes");
+        let own = RcrTask {
+            mdwe: u32::try_from(out.result(mdwe)).unwrap_or(0),
+            xstate_permitted: u64::from_le_bytes(word),
+            timer_ids: out.result(timer_ids) == 1,
+            thp_disabled: u32::try_from(out.result(thp)).unwrap_or(0),
+            ..RcrTask::default()
+        };
+        Ok((tc, own))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::remote::{Outcome, Program};
 use crate::sys::process::robust_list;
 use crate::sys::ptrace;
 use crate::task::status::Status;
-use crate::task::{registers, sched, signals};
+use crate::task::{knobs, registers, sched, signals};
 
 const PR_GET_PDEATHSIG: i32 = 2;
 const PR_GET_SECUREBITS: i32 = 27;
@@ -53,6 +53,7 @@ impl Dump<'_> {
         ];
         let secbits = p.call(libc::SYS_prctl, "read securebits", &zero);
         let asked = policy::query_thread(&mut p);
+        let knobs_query = knobs::query(&mut p);
         let outcome = workshop.run_in(t, &p)?;
 
         let read_u64 = |o: &Outcome, r| u64::from_le_bytes(o.data(r).try_into().expect("8 bytes"));
@@ -67,6 +68,11 @@ impl Dump<'_> {
             memory_policy: policy::answer(&outcome, asked),
             ..RcrThread::default()
         };
+        ext.knobs = Some(
+            knobs::answers(pid, tid, &outcome, &knobs_query)
+                .map_err(DumpError::io(format!("settings of {tid}")))?,
+        );
+        ext.dispatch = t.saved.dispatch().copied();
         let mode = status.seccomp_mode();
         if mode == SeccompMode::Filter as i32 {
             ext.seccomp_chain = self.filters.save(tid)?;

@@ -199,7 +199,10 @@ mod tests {
         let pm = Pagemap::open(std::process::id() as i32).unwrap();
         let found = pm.find(std::slice::from_ref(&range)).unwrap();
         for pair in found.own.windows(2) {
-            assert!(pair[0].start + pair[0].len as u64 <= pair[1].start, "{pair:?}");
+            assert!(
+                pair[0].start + pair[0].len as u64 <= pair[1].start,
+                "{pair:?}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::arch::{
     self, ENTRY_BYTES, Entry, FRAME_BYTES_MAX, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN,
 };
+use crate::ext::RcrDispatch;
 use crate::sys::process::{Span, read_memory, write_memory};
 use crate::sys::ptrace::{self, Regs, Stop};
 use crate::sys::{SysError, SysResult};
@@ -375,6 +376,7 @@ pub struct SavedRegs {
     tid: i32,
     regs: Regs,
     sigmask: u64,
+    dispatch: Option<RcrDispatch>,
 }
 
 impl SavedRegs {
@@ -384,11 +386,21 @@ impl SavedRegs {
             tid,
             regs: ptrace::get_regs(tid)?,
             sigmask: ptrace::get_sigmask(tid)?,
+            dispatch: ptrace::syscall_dispatch(tid)?.filter(|d| d.mode != 0),
         })
     }
 
-    /// Blocks every signal, until they are put back.
+    /// Where its system calls go, unless to the kernel.
+    pub fn dispatch(&self) -> Option<&RcrDispatch> {
+        self.dispatch.as_ref()
+    }
+
+    /// Blocks every signal, until they are put back; system calls go to the
+    /// kernel as long.
     pub fn block_signals(&self) -> SysResult<()> {
+        if self.dispatch.is_some() {
+            ptrace::set_syscall_dispatch(self.tid, &RcrDispatch::default())?;
+        }
         ptrace::set_sigmask(self.tid, arch::REMOTE_SIGMASK)
     }
 
@@ -402,8 +414,11 @@ impl SavedRegs {
         self.sigmask
     }
 
-    /// Puts both back.
+    /// Puts all back.
     pub fn put_back(&self) -> SysResult<()> {
+        if let Some(d) = &self.dispatch {
+            ptrace::set_syscall_dispatch(self.tid, d)?;
+        }
         ptrace::set_regs(self.tid, &self.regs)?;
         ptrace::set_sigmask(self.tid, self.sigmask)
     }

@@ -172,6 +172,9 @@ impl Restored {
             }
             for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
                 ptrace::set_regs(t.tid, &regs[&t.tid])?;
+                if let Some(dispatch) = &t.ext.dispatch {
+                    ptrace::set_syscall_dispatch(t.tid, dispatch)?;
+                }
                 ptrace::set_sigmask(t.tid, t.core.blk_sigset.unwrap_or(live.tc.blk_sigset))?;
             }
         }
@@ -207,7 +210,8 @@ pub fn restore(
     {
         content::restore_paths(root.as_fd(), source, CARRIED)?;
     }
-    let worlds = worlds::Worlds::build(source, &images, options)?;
+    let mut worlds = worlds::Worlds::build(source, &images, options)?;
+    worlds.make_times(&images)?;
     worlds.enter_clocks(&images)?;
     let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
     let mut files = FileBuilder::new(source, &env)?;

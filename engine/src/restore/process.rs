@@ -9,13 +9,16 @@ use super::memory::{open_own_pidfd, start};
 use super::worlds::{Worlds, join, take};
 use crate::file::FileBuilder;
 use crate::remote::{OpId, Program, Tracee};
+use crate::sys::process::{permitted_features, prctl_get};
 use crate::sys::ptrace;
+use crate::task::autogroup_nice;
 use crate::task::{creds, limits, registers, sched, signals, timers};
 
 const PR_SET_DUMPABLE: i32 = 4;
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
 const PR_SET_THP_DISABLE: i32 = 41;
 const PR_SET_MDWE: i32 = 65;
+const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
 /// Where our pidfd sits in a process's table while descriptors are placed: a
 /// number no descriptor of the process has.
 fn spare_number(live: &LiveImage) -> i32 {
@@ -46,6 +49,12 @@ impl Step<'_, '_> {
             true => start(&mut prog),
             false => open_own_pidfd(&mut prog),
         };
+        self.worlds.enter_time(&mut prog, pidfd, &p.ext);
+        if p.ext.time_for_children.is_some() {
+            let kind = crate::sys::process::CLONE_NEWTIME;
+            let what = "give children another time namespace";
+            prog.call(libc::SYS_unshare, what, &[kind.into()]);
+        }
         self.worlds.enter(&mut prog, pidfd, &live.ids);
         if live.owns.fs {
             self.directories(&mut prog, pidfd, live)?;
@@ -59,7 +68,7 @@ impl Step<'_, '_> {
             self.place(&mut prog, placed, spare, &live.fdinfo)?;
         }
         self.files.late(p.pid, &live.fdinfo, &mut prog)?;
-        self.state(&mut prog, live);
+        self.state(&mut prog, p, live);
         if p.ext.mdwe != 0 {
             let forbidden = p.ext.mdwe as i32;
             set(
@@ -94,6 +103,14 @@ impl Step<'_, '_> {
             timers::restore_posix(&mut prog, &t.posix, kernel_gives_timer_ids());
             timers::restore_interval(&mut prog, t);
         }
+        if p.ext.timer_ids {
+            set(
+                &mut prog,
+                "choose timer ids",
+                timers::PR_TIMER_CREATE_RESTORE_IDS,
+                1,
+            );
+        }
         // 2 (readable by root alone) is what the change of ids has left.
         if let Some(d @ (0 | 1)) = live.mm.dumpable {
             set(&mut prog, "set dumpable", PR_SET_DUMPABLE, d);
@@ -126,7 +143,7 @@ impl Step<'_, '_> {
     }
 
     /// What a process has once, while it is still root.
-    fn state(&self, p: &mut Program, live: &LiveImage) {
+    fn state(&self, p: &mut Program, task: &ProcessImage, live: &LiveImage) {
         let tc = &live.tc;
         p.call(
             libc::SYS_personality,
@@ -142,12 +159,22 @@ impl Step<'_, '_> {
             PR_SET_CHILD_SUBREAPER,
             tc.child_subreaper == Some(true),
         );
-        set(
-            p,
-            "set THP disable",
-            PR_SET_THP_DISABLE,
-            live.mm.thp_disabled == Some(true),
-        );
+        let flags = task.ext.thp_disabled & !1;
+        let disabled = live.mm.thp_disabled == Some(true);
+        let args = [
+            PR_SET_THP_DISABLE.into(),
+            i32::from(disabled).into(),
+            u64::from(flags).into(),
+            0.into(),
+            0.into(),
+        ];
+        p.call(libc::SYS_prctl, "set THP disable", &args);
+        let permitted = task.ext.xstate_permitted & !own_permitted_features();
+        for feature in (0..63).filter(|f| permitted >> f & 1 == 1) {
+            let args = [ARCH_REQ_XCOMP_PERM.into(), feature.into()];
+            let what = format!("ask for processor feature {feature}");
+            p.call(libc::SYS_arch_prctl, what, &args);
+        }
         let mask = tc.membarrier_registration_mask.unwrap_or(0);
         for bit in (0..31).map(|b| 1 << b).filter(|b| mask & b != 0) {
             let args = [u64::from(bit).into(), 0.into(), 0.into()];
@@ -177,6 +204,19 @@ impl Step<'_, '_> {
                 _ => std::fs::write(&path, value).map_err(RestoreError::io(path)),
             }
         };
+        if let Some(time) = &p.ext.time_for_children {
+            let base = self.images.offsets().map_err(RestoreError::io("clocks"))?;
+            let path = format!("/proc/{}/timens_offsets", p.pid);
+            let text = base.shifted(time).to_text();
+            std::fs::write(&path, text).map_err(RestoreError::io(path))?;
+        }
+        // Sessions bring groups of their own, with nothing set.
+        if let Some(nice) = p.ext.autogroup_nice
+            && autogroup_nice(p.pid).is_some_and(|now| now != nice)
+        {
+            let path = format!("/proc/{}/autogroup", p.pid);
+            std::fs::write(&path, nice.to_string()).map_err(RestoreError::io(path))?;
+        }
         if let Some(v) = live.tc.oom_score_adj {
             write("oom_score_adj", v.to_string())?;
         }
@@ -226,8 +266,12 @@ fn set(p: &mut Program, what: &str, option: i32, value: impl Into<i32>) {
 
 /// `PR_TIMER_CREATE_RESTORE_IDS` exists from Linux 6.15.
 fn kernel_gives_timer_ids() -> bool {
-    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
     const GET: i32 = 2;
-    // SAFETY: numbers only; the GET form changes nothing.
-    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+    prctl_get(timers::PR_TIMER_CREATE_RESTORE_IDS, GET).is_ok()
+}
+
+/// Features with a large state that any process may use here: our own, as
+/// those of the newborn.
+fn own_permitted_features() -> u64 {
+    permitted_features().unwrap_or(0)
 }

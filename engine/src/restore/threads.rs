@@ -12,7 +12,7 @@ use crate::memory::policy;
 use crate::remote::{Program, RemoteError, Tracee};
 use crate::sys::process::CloneArgs;
 use crate::sys::ptrace::{self, Stop};
-use crate::task::{creds, seccomp, signals};
+use crate::task::{creds, knobs, seccomp, signals};
 
 const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_DUMPABLE: i32 = 4;
@@ -45,11 +45,15 @@ impl Step<'_, '_> {
         }
         let first = &live.threads[0].ext.seccomp_chain;
         let one_chain = live.threads.iter().all(|t| t.ext.seccomp_chain == *first);
+        let ours = knobs::own();
         // The leader comes last, so that a filter it spreads finds all ready.
         for t in live.threads.iter().rev() {
             let is_leader = t.tid == p.pid;
             let mut prog = Program::new();
             own_state(&mut prog, p.pid, t);
+            if let Some(knobs) = &t.ext.knobs {
+                knobs::restore(&mut prog, knobs, &ours);
+            }
             // Born before the leader changed, or after it entered its user
             // namespace with the ids in place.
             if !nested

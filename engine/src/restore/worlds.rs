@@ -1,6 +1,7 @@
 //! What surrounds the processes: namespaces and clocks.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,6 +14,7 @@ use super::images::{Images, LiveImage};
 use super::memory::open_own_pidfd;
 use super::{RestoreError, RestoreOptions};
 use crate::clock;
+use crate::ext::{RcrTask, RcrTime};
 use crate::file::RestoreEnv;
 use crate::image::ImageSource;
 use crate::image::schema::TaskKobjIdsEntry;
@@ -33,6 +35,7 @@ pub struct Worlds {
     ipcs: BTreeMap<u32, IpcNamespace>,
     /// Our own IPC namespace.
     own_ipc: OwnedFd,
+    times: BTreeMap<RcrTime, OwnedFd>,
 }
 
 impl Worlds {
@@ -50,6 +53,7 @@ impl Worlds {
             nets: BTreeMap::new(),
             ipcs: BTreeMap::new(),
             own_ipc: namespace::open_ipc(Pid::this())?,
+            times: BTreeMap::new(),
             host,
         };
         for (_, live) in images.live() {
@@ -107,6 +111,29 @@ impl Worlds {
     }
 
     /// Adds the calls that bring a process into its mount, network and UTS namespaces.
+    /// Makes the time namespaces of processes that have one beside the tree's.
+    pub fn make_times(&mut self, images: &Images) -> Result<(), RestoreError> {
+        let base = images.offsets().map_err(RestoreError::io("clocks"))?;
+        for (p, _) in images.live() {
+            for time in [p.ext.time, p.ext.time_for_children].into_iter().flatten() {
+                if let Entry::Vacant(free) = self.times.entry(time) {
+                    let ns = base.shifted(&time).namespace();
+                    free.insert(ns.map_err(RestoreError::io("time namespace"))?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the calls that bring a process into its own time namespace.
+    pub fn enter_time(&self, p: &mut Program, pidfd: OpId, task: &RcrTask) {
+        if let Some(ns) = task.time.as_ref().and_then(|t| self.times.get(t)) {
+            let kind = crate::sys::process::CLONE_NEWTIME;
+            join(p, pidfd, ns.as_raw_fd(), kind, "enter the time namespace");
+        }
+    }
+
+    /// Adds the calls that bring a process into its mount and UTS namespaces.
     pub fn enter(&self, p: &mut Program, pidfd: OpId, ids: &TaskKobjIdsEntry) {
         if let Some(ns) =
             foreign(ids.mnt_ns_id, self.host.mnt_ns_id).and_then(|i| self.mounts.get(&i))

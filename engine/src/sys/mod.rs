@@ -11,6 +11,7 @@ pub mod process;
 pub mod ptrace;
 pub mod shm;
 pub mod sysv;
+pub mod timens;
 pub mod userfault;
 
 use nix::errno::Errno;

@@ -304,6 +304,47 @@ pub fn unshare_time() -> SysResult<()> {
     }
 }
 
+/// Features with a large XSAVE state that this process may use
+/// (`ARCH_GET_XCOMP_PERM`, Linux 5.16).
+pub fn permitted_features() -> SysResult<u64> {
+    const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+    let mut mask = 0u64;
+    // SAFETY: `mask` is a live local of the size the call writes.
+    let r = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_XCOMP_PERM, &raw mut mask) };
+    if r < 0 {
+        Err(SysError::last("arch_prctl", "permitted features"))
+    } else {
+        Ok(mask)
+    }
+}
+
+/// A task's core scheduling cookie (`PR_SCHED_CORE_GET`), 0 for none.
+pub fn core_cookie(tid: i32) -> SysResult<u64> {
+    const PR_SCHED_CORE: i32 = 62;
+    let mut cookie = 0u64;
+    // SAFETY: `cookie` is a live local of the size the call writes.
+    let r = unsafe { libc::prctl(PR_SCHED_CORE, 0, tid, 0, &raw mut cookie) };
+    if r < 0 {
+        Err(SysError::last(
+            "prctl(PR_SCHED_CORE)",
+            format!("task {tid}"),
+        ))
+    } else {
+        Ok(cookie)
+    }
+}
+
+/// prctl(2) with an option that only reads and takes one number.
+pub fn prctl_get(option: i32, which: i32) -> SysResult<i64> {
+    // SAFETY: numbers only.
+    let r = unsafe { libc::prctl(option, which, 0, 0, 0) };
+    if r < 0 {
+        Err(SysError::last("prctl", format!("option {option}")))
+    } else {
+        Ok(r.into())
+    }
+}
+
 /// Sends a signal to one thread.
 pub fn tgkill(pid: i32, tid: i32, signal: i32) -> SysResult<()> {
     // SAFETY: numbers only.

@@ -6,6 +6,8 @@ use std::mem::{size_of, zeroed};
 
 use nix::errno::Errno;
 
+use crate::ext::RcrDispatch;
+
 use super::{SysError, SysResult};
 
 /// General purpose registers of an x86-64 task (`struct user_regs_struct`).
@@ -23,6 +25,8 @@ const PEEKSIGINFO: u32 = 0x4209;
 const SECCOMP_GET_FILTER: u32 = 0x420c;
 const SECCOMP_GET_METADATA: u32 = 0x420d;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const SET_SYSCALL_DISPATCH: u32 = 0x4210;
+const GET_SYSCALL_DISPATCH: u32 = 0x4211;
 const NT_X86_XSTATE: usize = 0x202;
 const NT_PRSTATUS: usize = 1;
 
@@ -247,6 +251,42 @@ pub fn rseq_configuration(tid: i32) -> SysResult<RseqConfiguration> {
         &raw mut c as usize,
     )?;
     Ok(c)
+}
+
+/// Reads where a task's system calls go (`PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`,
+/// Linux 6.4); `None` where the kernel cannot tell.
+pub fn syscall_dispatch(tid: i32) -> SysResult<Option<RcrDispatch>> {
+    let mut words = [0u64; 4];
+    let got = request(
+        GET_SYSCALL_DISPATCH,
+        "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG",
+        tid,
+        size_of::<[u64; 4]>(),
+        words.as_mut_ptr() as usize,
+    );
+    match got {
+        Ok(_) => Ok(Some(RcrDispatch {
+            mode: words[0],
+            selector: words[1],
+            offset: words[2],
+            len: words[3],
+        })),
+        Err(e) if matches!(e.errno, Errno::EIO | Errno::EINVAL) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Sets where a task's system calls go.
+pub fn set_syscall_dispatch(tid: i32, d: &RcrDispatch) -> SysResult<()> {
+    let words = [d.mode, d.selector, d.offset, d.len];
+    request(
+        SET_SYSCALL_DISPATCH,
+        "PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG",
+        tid,
+        size_of::<[u64; 4]>(),
+        words.as_ptr() as usize,
+    )
+    .map(drop)
 }
 
 /// The `index`-th seccomp filter, newest first: its instructions and flags.

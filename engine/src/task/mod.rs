@@ -5,6 +5,7 @@
 //! the restoring half adds calls to one.
 
 pub mod creds;
+pub mod knobs;
 pub mod limits;
 pub mod nap;
 pub mod registers;
@@ -14,3 +15,10 @@ pub mod settle;
 pub mod signals;
 pub mod status;
 pub mod timers;
+
+/// The nice value in `/proc/PID/autogroup`; the file is absent where the
+/// kernel groups nothing.
+pub fn autogroup_nice(pid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).ok()?;
+    text.rsplit(' ').next()?.trim().parse().ok()
+}

@@ -11,7 +11,7 @@ const ITIMER_BYTES: usize = 32;
 const SIGEVENT_BYTES: usize = 64;
 const TIMER_ABSTIME_OFF: i32 = 0;
 /// `PR_TIMER_CREATE_RESTORE_IDS` (Linux 6.15).
-const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+pub const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// How many ids are tried where the kernel only counts up.
 pub const ID_MAX: u32 = 4096;
 

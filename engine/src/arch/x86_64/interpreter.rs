@@ -115,8 +115,9 @@ impl Interpreter {
 pub const DONE_SIGNAL: i32 = libc::SIGURG;
 
 /// What is blocked while a program runs: everything but the signal that says
-/// it is done, and traps, whose disposition the kernel would reset.
-pub const REMOTE_SIGMASK: u64 = !(1 << (DONE_SIGNAL - 1) | 1 << (libc::SIGTRAP - 1));
+/// it is done. Traps may be pending, so nothing of ours may cause any: a blocked
+/// one would have its disposition reset.
+pub const REMOTE_SIGMASK: u64 = !(1 << (DONE_SIGNAL - 1));
 
 /// The `syscall` instruction.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];

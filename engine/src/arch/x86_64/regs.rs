@@ -5,6 +5,8 @@ use crate::sys::ptrace::Regs;
 /// `ERESTARTSYS` and its kin (linux/errno.h): what a stopped task's `rax` holds
 /// when the kernel is going to restart its system call.
 const ERESTARTSYS: i64 = 512;
+/// The flag by which a program has every instruction of it trap.
+const TRAP_FLAG: u64 = 1 << 8;
 const ERESTARTNOINTR: i64 = 513;
 const ERESTARTNOHAND: i64 = 514;
 const ERESTART_RESTARTBLOCK: i64 = 516;
@@ -20,6 +22,7 @@ pub fn point_at(regs: &Regs, ip: u64, table: u64, frame: u64, done: u64) -> Regs
         r14: frame,
         r15: done,
         orig_rax: u64::MAX,
+        eflags: regs.eflags & !TRAP_FLAG,
         ..*regs
     }
 }
@@ -36,6 +39,7 @@ pub fn set_call(regs: &Regs, ip: u64, nr: i64, a: [u64; 6]) -> Regs {
         r8: a[4],
         r9: a[5],
         orig_rax: u64::MAX,
+        eflags: regs.eflags & !TRAP_FLAG,
         ..*regs
     }
 }

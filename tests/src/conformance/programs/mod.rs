@@ -24,6 +24,7 @@ pub mod process;
 pub mod refusals;
 pub mod registers;
 pub mod seccomp;
+pub mod settings;
 pub mod sharing;
 pub mod signals;
 pub mod sockets;
@@ -53,6 +54,7 @@ pub const ALL: &[&[Case]] = &[
     clocks::CASES,
     process::CASES,
     sharing::CASES,
+    settings::CASES,
     creds::CASES,
     seccomp::CASES,
     namespaces::CASES,
