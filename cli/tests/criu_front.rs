@@ -65,7 +65,12 @@ fn bad_lines_and_missing_things_exit_above_zero() {
         ("restore -S", "--restore-sibling needs --restore-detached"),
         ("restore -d", "image inventory.img is missing"),
         ("lazy-pages", "the command lazy-pages is not offered"),
-        ("pre-dump -t 1", "the command pre-dump is not offered"),
+        ("pre-dump", "option --tree PID is missing"),
+        ("pre-dump -t 4194303", "there is no process 4194303"),
+        (
+            "dump -t 1 --prev-images-dir nowhere",
+            "--prev-images-dir nowhere",
+        ),
         ("swrk 99", "swrk: 99 is not open"),
         ("check --feature nonsense", "unknown feature: nonsense"),
     ];

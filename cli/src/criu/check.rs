@@ -31,12 +31,13 @@ const FEATURES: &[(&str, Probe)] = &[
     ("get_rseq_conf", Some(|| since(5, 13))),
     ("membarrier_get_registrations", Some(|| since(6, 3))),
     ("pagemap_scan", Some(|| since(6, 7))),
+    // Writes are noted by an asynchronous userfaultfd.
+    ("mem_dirty_track", Some(|| since(6, 7))),
     ("timer_cr_ids", Some(|| since(6, 15))),
     ("can_map_vdso", Some(always)),
     ("tcp_half_closed", Some(always)),
     ("sk_unix_file", Some(always)),
     ("network_lock_nftables", Some(always)),
-    ("mem_dirty_track", None),
     ("autofs", None),
     ("compat_cr", None),
     ("uffd", None),
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn features_by_name() {
         assert_eq!(feature("timens"), Some(ns("time")));
-        assert_eq!(feature("mem_dirty_track"), Some(false));
+        assert_eq!(feature("compat_cr"), Some(false));
         assert_eq!(feature("nonsense"), None);
         assert!(since(4, 0) && !since(400, 0));
     }

@@ -1,7 +1,7 @@
 //! `criu dump`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -11,13 +11,15 @@ use rcr_engine::Tree;
 use rcr_engine::dump::{self, DumpOptions};
 use rcr_engine::file::{FilePolicy, TcpPolicy, UnixPolicy};
 use rcr_engine::freeze::freeze;
-use rcr_engine::image::DirSink;
+use rcr_engine::image::{DirSink, DirSource};
+use rcr_engine::predump;
 
+use super::generation::Before;
 use super::options::Options;
 use super::places::Places;
 use super::script::Notify;
 use super::stats::{self, DumpTimes};
-use super::{Error, external, unsupported};
+use super::{Error, external, generation, unsupported};
 
 /// Below the images' directory: where they are until they are whole.
 const UNFINISHED: &str = ".unfinished";
@@ -44,7 +46,11 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     if !Path::new("/proc").join(pid.to_string()).exists() {
         bail!("there is no process {pid}");
     }
-    let how = dump_options(options);
+    let mut how = dump_options(options);
+    let before = Before::open(options, places)?;
+    if let Some(before) = &before {
+        how.tracked = before.tracked()?.into_iter().collect();
+    }
     let tree = Tree::Root(pid);
     notify.stage("pre-dump", Some(pid))?;
     let refusals = dump::check(&tree, &how).with_context(|| format!("process {pid}"))?;
@@ -54,8 +60,12 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     if !refusals.is_empty() {
         bail!("{} things cannot be carried", refusals.len());
     }
+    let parent = before.as_ref().map(Before::parent).transpose()?.flatten();
     let unfinished = Unfinished::make(places)?;
-    let mut sink = DirSink::create(&unfinished.0).context("images directory")?;
+    let mut sink = DirSink::create(unfinished.path()).context("images directory")?;
+    if let (Some(before), Some(_)) = (&before, &parent) {
+        sink.set_parent(&before.path)?;
+    }
     let start = Instant::now();
     if let Some(seconds) = options.timeout.filter(|&s| s > 0) {
         // The kernel ends us when it is over; the tree then runs on.
@@ -65,9 +75,19 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     nix::unistd::alarm::cancel();
     let stood = Instant::now();
     tracing::debug!("{} processes stand", frozen.processes.len());
-    let figures = dump::dump(&frozen, &mut sink, &how)?;
+    let figures = match &parent {
+        Some(parent) => dump::dump_onto(&frozen, &mut sink, &how, parent)?,
+        None => dump::dump(&frozen, &mut sink, &how)?,
+    };
+    if options.has("track-mem") && options.leave_running {
+        let tracking = parent.map(|p| p.tracking).unwrap_or_default();
+        generation::go_on(tracking, &frozen, &mut sink)?;
+    }
     drop(sink);
     unfinished.finish(places)?;
+    if options.has("auto-dedup") {
+        predump::dedup(&places.images)?;
+    }
     notify.stage("post-dump", Some(pid))?;
     let pids: Vec<i32> = frozen.processes.iter().map(|p| p.info.pid).collect();
     if options.leave_stopped {
@@ -123,10 +143,16 @@ fn dump_options(options: &Options) -> DumpOptions {
 }
 
 /// A directory of images that may not become whole; gone when dropped.
-struct Unfinished(std::path::PathBuf);
+pub struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn make(places: &Places) -> Result<Self, Error> {
+    /// Where they are.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Takes what an earlier run may have left away.
+    pub fn make(places: &Places) -> Result<Self, Error> {
         let dir = places.images.join(UNFINISHED);
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -137,13 +163,15 @@ impl Unfinished {
     }
 
     /// Puts the images in the place of those of an earlier dump.
-    fn finish(&self, places: &Places) -> Result<(), Error> {
+    pub fn finish(&self, places: &Places) -> Result<(), Error> {
         let told = || places.images.display().to_string();
         for entry in fs::read_dir(&places.images).with_context(told)? {
             let entry = entry?;
             let name = entry.file_name();
-            let ours = name.to_str().is_some_and(|n| n.ends_with(".img"));
-            if ours && entry.file_type()?.is_file() {
+            let image = name.to_str().is_some_and(|n| n.ends_with(".img"));
+            let kind = entry.file_type()?;
+            let parent = name == DirSource::PARENT && kind.is_symlink();
+            if image && kind.is_file() || parent {
                 fs::remove_file(entry.path()).with_context(told)?;
             }
         }

@@ -14,6 +14,7 @@ mod config;
 mod cpuinfo;
 mod dump;
 mod external;
+mod generation;
 mod log;
 mod options;
 mod pidfile;
@@ -78,13 +79,18 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
             let done = dump::run(options, &places, scripts);
             Ok(done.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
         }
+        Command::PreDump => {
+            let done = generation::pre_dump(options, &places::Places::open(options)?);
+            Ok(done.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+        }
+        Command::Dedup => generation::dedup(options).map(|()| ExitCode::SUCCESS),
         Command::Restore => restore::run(options),
         Command::CpuinfoDump => cpuinfo::dump(options).map(|()| ExitCode::SUCCESS),
         Command::CpuinfoCheck => cpuinfo::check(options).map(|()| ExitCode::SUCCESS),
         Command::Swrk(fd) => rpc::swrk(*fd).map(|()| ExitCode::SUCCESS),
         Command::Service => rpc::service(options).map(|()| ExitCode::SUCCESS),
-        Command::Other(name) => anyhow::bail!(
-            "the command {name} is not offered; dump and restore carry whole images themselves"
-        ),
+        Command::Other(name) => {
+            anyhow::bail!("the command {name} is not offered: images are written and read whole")
+        }
     }
 }

@@ -44,6 +44,8 @@ pub enum Command {
     Help,
     Version,
     Dump,
+    PreDump,
+    Dedup,
     Restore,
     Check,
     CpuinfoDump,
@@ -392,6 +394,8 @@ impl Options {
             [] if told => return Ok(()),
             [] => return Ok(()),
             ["dump"] => Command::Dump,
+            ["pre-dump"] => Command::PreDump,
+            ["dedup"] => Command::Dedup,
             ["restore"] => Command::Restore,
             ["check"] => Command::Check,
             ["service"] => Command::Service,
@@ -401,9 +405,7 @@ impl Options {
                 fd.parse()
                     .with_context(|| format!("swrk: {fd:?} is no descriptor"))?,
             ),
-            ["pre-dump" | "page-server" | "lazy-pages" | "dedup" | "exec"] => {
-                Command::Other(words[0].to_owned())
-            }
+            ["page-server" | "lazy-pages" | "exec"] => Command::Other(words[0].to_owned()),
             [first, ..] => bail!("unknown command: {first}"),
         };
         if !told {

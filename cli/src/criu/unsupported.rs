@@ -3,7 +3,7 @@
 
 use anyhow::bail;
 
-use super::options::Options;
+use super::options::{Command, Options};
 use super::{Error, external};
 
 /// Options that change nothing: what they allow or tune is always so, or
@@ -30,7 +30,6 @@ const MOOT: &[&str] = &[
     "experimental",
     "weak-sysctls",
     "pre-dump-mode",
-    // Every dump starts afresh.
     "track-mem",
 ];
 
@@ -41,6 +40,8 @@ pub fn check(options: &Options) -> Result<(), Error> {
         let nothing_to_do = match (name.as_str(), value.as_ref()) {
             // Tasks come back into the cgroups we are in.
             ("manage-cgroups", "ignore") => true,
+            ("prev-images-dir", _) => true,
+            ("auto-dedup", _) => options.command == Command::Dump,
             ("external", value) => external::understands(value),
             ("inherit-fd", value) => external::inherited_net(value).is_some(),
             ("veth-pair", value) => external::veth_pair(value).is_some(),

@@ -66,6 +66,7 @@ fn named(opts: &Opts, o: &mut Options) {
     let flags = [
         ("shell-job", opts.shell_job),
         ("auto-dedup", opts.auto_dedup),
+        ("track-mem", opts.track_mem),
         ("lazy-pages", opts.lazy_pages),
         ("tls", opts.tls),
         ("stream", opts.stream),

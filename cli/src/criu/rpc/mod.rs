@@ -19,7 +19,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::options::{Command, Options};
 use super::places::Places;
-use super::{Error, VERSION, check, cpuinfo, dump, pidfile, restore};
+use super::{Error, VERSION, check, cpuinfo, dump, generation, pidfile, restore};
 use connection::{Connection, Told};
 use schema::{Features, Opts, Req, ReqType, Resp};
 
@@ -169,6 +169,10 @@ fn work(request: &Req, connection: &Connection) -> Result<Resp, Error> {
             }
             dump::run(&options, &places, told)?;
             answer.dump = Some(schema::DumpResp { restored: None });
+        }
+        ReqType::PreDump | ReqType::SinglePreDump => {
+            let (options, places) = prepared(Command::PreDump)?;
+            generation::pre_dump(&options, &places)?;
         }
         ReqType::Restore => {
             let (options, places) = prepared(Command::Restore)?;

@@ -184,6 +184,8 @@ pub struct Opts {
     pub root: Option<String>,
     #[prost(string, optional, tag = "14")]
     pub parent_img: Option<String>,
+    #[prost(bool, optional, tag = "15")]
+    pub track_mem: Option<bool>,
     #[prost(bool, optional, tag = "16")]
     pub auto_dedup: Option<bool>,
     #[prost(int32, optional, tag = "17")]
