@@ -2,6 +2,7 @@
 //! a Debian root of their own.
 
 mod direction;
+mod generations;
 mod reader;
 mod rpc;
 mod workload;
@@ -54,6 +55,18 @@ pub fn run(only: Option<&str>) -> Result<Vec<String>> {
         std::fs::create_dir(&dir)?;
         count(name, rpc::journey(workload, &dir));
         world::end_all();
+    }
+    for workload in &workload::ALL[1..3] {
+        for (who, program) in generations::RESTORERS {
+            let name = format!("{} in generations to {who}", workload.name);
+            if only.is_some_and(|part| !name.contains(part)) {
+                continue;
+            }
+            let dir = PathBuf::from("/tmp").join(name.replace(' ', "-"));
+            std::fs::create_dir(&dir)?;
+            count(name, generations::journey(workload, program, &dir));
+            world::end_all();
+        }
     }
     Ok(failed)
 }
