@@ -12,8 +12,8 @@ use super::pidfd::Dead;
 use super::pipe::PipesBack;
 use super::record::{Fate, RcrFile, RcrFilesHead};
 use super::{
-    RestoreEnv, Target, epoll, eventfd, fanotify, inotify, late, nsfd, pidfd, reg, signalfd, sys,
-    timerfd,
+    RestoreEnv, Target, bpf, epoll, eventfd, fanotify, inotify, late, nsfd, pidfd, reg, signalfd,
+    sys, timerfd,
 };
 use crate::image::schema::{
     FdTypes, FdinfoEntry, FileEntry, RegFileEntry, RemapFilePathEntry, UnixSkEntry,
@@ -40,6 +40,7 @@ pub struct FileBuilder<'a> {
     ghosts: Revived,
     queues: Queues,
     dead: Dead,
+    bpf_maps: bpf::MapsBack,
     connections: tcp::Connections,
 }
 
@@ -105,6 +106,7 @@ impl<'a> FileBuilder<'a> {
             ghosts,
             queues: unix_back::load_queues(source)?,
             dead,
+            bpf_maps: bpf::MapsBack::load(source)?,
             connections: tcp::Connections::load(source)?,
         })
     }
@@ -371,6 +373,10 @@ impl<'a> FileBuilder<'a> {
                     return pidfd::stand_in();
                 }
                 (pidfd::restore(e, extra, &mut self.dead)?, e.flags)
+            }
+            FdTypes::Bpfmap => {
+                let e = entry.bpf.as_ref().ok_or_else(incomplete)?;
+                return self.bpf_maps.open(e);
             }
             FdTypes::Ns => {
                 let e = entry.nsf.as_ref().ok_or_else(incomplete)?;

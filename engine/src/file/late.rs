@@ -340,6 +340,7 @@ pub(crate) fn owner_of(entry: &FileEntry, extra: &RcrFile) -> Option<(FownEntry,
         .or(e.memfd.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.ify.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.ffy.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.bpf.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.pidfd.as_ref().map(|f| (f.fown, f.flags)))
         .or(extra.fifo_fown.zip(extra.fifo_flags))
 }

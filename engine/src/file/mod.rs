@@ -14,6 +14,7 @@
 //! Each kind of file has one module with its `save`, what it refuses, and its
 //! `restore`; sockets are in [`crate::socket`].
 
+mod bpf;
 mod builder;
 mod epoll;
 pub(crate) mod error;

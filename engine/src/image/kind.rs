@@ -32,6 +32,7 @@ pub enum Kind {
     Userns = 0x5547_4906,
     Seccomp = 0x6441_3049,
     Files = 0x5630_3138,
+    BpfmapData = 0x6432_4033,
     MemfdInode = 0x4845_3499,
     Timens = 0x4311_4433,
     Pidns = 0x6115_7326,

@@ -8,6 +8,7 @@ pub const FILES: &str = "files.img";
 pub const PIPES_DATA: &str = "pipes-data.img";
 pub const FIFO_DATA: &str = "fifo-data.img";
 pub const SK_QUEUES: &str = "sk-queues.img";
+pub const BPFMAP_DATA: &str = "bpfmap-data.img";
 pub const MEMFD: &str = "memfd.img";
 pub const REMAP_FPATH: &str = "remap-fpath.img";
 pub const SECCOMP: &str = "seccomp.img";

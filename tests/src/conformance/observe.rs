@@ -322,7 +322,7 @@ fn fdinfo(text: &str) -> String {
             let (key, value) = l.split_once(':')?;
             let words: Vec<&str> = value.split_ascii_whitespace().collect();
             match key {
-                "mnt_id" | "ino" | "it_value" | "eventfd-id" | "scm_fds" => None,
+                "mnt_id" | "ino" | "map_id" | "it_value" | "eventfd-id" | "scm_fds" => None,
                 "tfd" => Some(interest(&words)),
                 _ if key.starts_with("inotify") || key.starts_with("fanotify") => {
                     // A file without a name gets another inode, a mount another number.

@@ -5,7 +5,7 @@ use super::super::examined::{Examined, Found, Saved};
 use super::super::fdinfo::FdInfo;
 use super::super::reg::{self, Whereabouts};
 use super::super::{
-    epoll, eventfd, fanotify, ghost, inotify, memfd, nsfd, pidfd, pipe, signalfd, sys, timerfd,
+    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, nsfd, pidfd, pipe, signalfd, sys, timerfd,
 };
 use super::{FileError, FileSaver};
 use crate::socket;
@@ -68,6 +68,7 @@ impl FileSaver {
                     Ok(())
                 }
                 "[pidfd]" => pidfd::save(file, saved),
+                "bpf-map" => bpf::save(file, saved, &mut self.bpf_maps),
                 other => refuse_anonymous(other),
             };
         }

@@ -19,7 +19,7 @@ use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
-use super::{Connections, FilePolicy, TaskFiles, late, sys};
+use super::{Connections, FilePolicy, TaskFiles, bpf, late, sys};
 use crate::Refusal;
 use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
@@ -47,6 +47,7 @@ pub struct FileSaver {
     pipes: Pipes,
     ghosts: Ghosts,
     memfds: Memfds,
+    bpf_maps: bpf::Maps,
     unix: unix::Table,
     streams: Vec<tcp::Stream>,
     connections: tcp::Held,
@@ -85,6 +86,7 @@ impl FileSaver {
             pipes: Pipes::default(),
             ghosts: Ghosts::default(),
             memfds: Memfds::default(),
+            bpf_maps: bpf::Maps::default(),
             unix: unix::Table::default(),
             streams: Vec::new(),
             connections: tcp::Held::default(),
@@ -307,6 +309,7 @@ impl FileSaver {
         self.pipes.finish(sink)?;
         self.ghosts.finish(sink)?;
         self.memfds.finish(sink)?;
+        self.bpf_maps.finish(sink)?;
         self.unix.finish(sink)?;
         for stream in &self.streams {
             stream.put(sink)?;

@@ -1,5 +1,6 @@
 //! Raw calls on descriptors, with typed edges.
 
+mod bpf;
 mod notify;
 mod pidfd;
 mod socket;
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 
 use crate::sys::{SysError, SysResult};
 
+pub(crate) use bpf::*;
 pub(crate) use notify::*;
 pub(crate) use pidfd::*;
 pub(crate) use socket::*;

@@ -2,6 +2,7 @@
 
 pub mod aio;
 pub mod blocked;
+pub mod bpf;
 pub mod clocks;
 pub mod cow;
 pub mod creds;
@@ -65,6 +66,7 @@ pub const ALL: &[&[Case]] = &[
     many::CASES,
     nameless::CASES,
     special::CASES,
+    bpf::CASES,
     notify::CASES,
     pidfds::CASES,
     sockets::CASES,

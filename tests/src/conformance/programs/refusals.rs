@@ -12,7 +12,7 @@ use crate::conformance::{Case, Check, Stage};
 
 /// The programs of this area.
 pub const CASES: &[Case] = &[
-    Case::new("refusals/io-uring", "an io_uring", io_uring).refused(),
+    Case::new("refusals/io-uring", "an io_uring", io_uring).not_yet(),
     Case::new("refusals/userfaultfd", "a userfaultfd", userfaultfd).refused(),
     Case::new(
         "refusals/pipe-outside",
