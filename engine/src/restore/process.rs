@@ -99,8 +99,12 @@ impl Step<'_, '_> {
             signals::restore_queue(&mut prog, p.pid, None, queue);
         }
         if let Some(t) = &live.tc.timers {
+            tracee.run(birth.arena, &std::mem::take(&mut prog))?;
             // Some are to signal a thread, which has to be there.
-            timers::restore_posix(&mut prog, &t.posix, kernel_gives_timer_ids());
+            let asked = kernel_gives_timer_ids();
+            for (tid, program) in timers::restore_posix(p.pid, &t.posix, asked) {
+                Tracee { tid }.run(birth.arena, &program)?;
+            }
             timers::restore_interval(&mut prog, t);
         }
         if p.ext.timer_ids {

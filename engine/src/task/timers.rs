@@ -10,6 +10,9 @@ use crate::remote::{DataRef, Outcome, Program};
 const ITIMER_BYTES: usize = 32;
 const SIGEVENT_BYTES: usize = 64;
 const TIMER_ABSTIME_OFF: i32 = 0;
+/// `CLOCK_THREAD_CPUTIME_ID` as the kernel shows it, of the thread that made
+/// the timer.
+const THREAD_CLOCK: u32 = -2_i32 as u32;
 /// `PR_TIMER_CREATE_RESTORE_IDS` (Linux 6.15).
 pub const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// How many ids are tried where the kernel only counts up.
@@ -180,81 +183,92 @@ pub fn restore_interval(p: &mut Program, t: &TaskTimersEntry) {
 ///
 /// From Linux 6.15 the process asks for an id; before, ids count up from zero
 /// in a new process, so the ones in between are made and deleted.
-pub fn restore_posix(p: &mut Program, timers: &[PosixTimerEntry], ids_can_be_asked: bool) {
+///
+/// A timer on the clock of its thread measures the thread that makes it: as far
+/// as can be told the one it signals. Returns programs with the threads that
+/// are to run them, in this order.
+pub fn restore_posix(
+    leader: i32,
+    timers: &[PosixTimerEntry],
+    ids_can_be_asked: bool,
+) -> Vec<(i32, Program)> {
     if timers.is_empty() {
-        return;
-    }
-    let prctl = |p: &mut Program, on: i32| {
-        p.call(
-            libc::SYS_prctl,
-            "ask for timer ids",
-            &[
-                PR_TIMER_CREATE_RESTORE_IDS.into(),
-                on.into(),
-                0.into(),
-                0.into(),
-                0.into(),
-            ],
-        );
-    };
-    if ids_can_be_asked {
-        prctl(p, 1);
+        return Vec::new();
     }
     let mut sorted: Vec<_> = timers.iter().collect();
     sorted.sort_by_key(|t| t.it_id);
+    let mut programs = vec![(leader, Program::new())];
+    if ids_can_be_asked {
+        choose_ids(&mut programs[0].1, 1);
+    }
     let mut next = 0;
     for t in sorted {
-        let id = p.bytes(&t.it_id.to_le_bytes());
+        let maker = t.notify_thread_id.filter(|_| t.clock_id == THREAD_CLOCK);
+        let maker = maker.unwrap_or(leader);
+        if programs.last().is_none_or(|(tid, _)| *tid != maker) {
+            programs.push((maker, Program::new()));
+        }
+        let (_, p) = programs.last_mut().expect("just pushed");
         if !ids_can_be_asked {
-            for n in next..t.it_id {
-                let skip = p.zeroed(4);
-                let event = sigevent(p, libc::SIGEV_NONE as u32, 0, 0, None);
-                let args = [libc::CLOCK_MONOTONIC.into(), event.into(), skip.into()];
-                p.call(
-                    libc::SYS_timer_create,
-                    format!("count to timer id {n}"),
-                    &args,
-                );
-                p.call(libc::SYS_timer_delete, "delete it", &[u64::from(n).into()]);
-            }
+            count(p, next..t.it_id);
             next = t.it_id + 1;
         }
-        let event = sigevent(
-            p,
-            t.it_sigev_notify,
-            t.si_signo,
-            t.sival_ptr,
-            t.notify_thread_id,
-        );
-        let clock = i64::from(t.clock_id as i32) as u64;
-        let what = format!("create timer {}", t.it_id);
-        p.call(
-            libc::SYS_timer_create,
-            what,
-            &[clock.into(), event.into(), id.into()],
-        );
+        create(p, t);
     }
+    let mut p = Program::new();
     if ids_can_be_asked {
-        prctl(p, 0);
+        choose_ids(&mut p, 0);
     }
     for t in timers.iter().filter(|t| (t.vsec, t.vnsec) != (0, 0)) {
-        let v = p.bytes(
-            &[t.isec, t.insec, t.vsec, t.vnsec]
-                .map(u64::to_le_bytes)
-                .concat(),
-        );
-        let args = [
-            u64::from(t.it_id).into(),
-            TIMER_ABSTIME_OFF.into(),
-            v.into(),
-            0.into(),
-        ];
-        p.call(
-            libc::SYS_timer_settime,
-            format!("arm timer {}", t.it_id),
-            &args,
-        );
+        arm(&mut p, t);
     }
+    programs.push((leader, p));
+    programs
+}
+
+fn choose_ids(p: &mut Program, on: i32) {
+    let args = [PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0].map(Into::into);
+    p.call(libc::SYS_prctl, "ask for timer ids", &args);
+}
+
+/// Makes and deletes timers until the kernel has counted through these ids.
+fn count(p: &mut Program, ids: std::ops::Range<u32>) {
+    for n in ids {
+        let skip = p.zeroed(4);
+        let event = sigevent(p, libc::SIGEV_NONE as u32, 0, 0, None);
+        let args = [libc::CLOCK_MONOTONIC.into(), event.into(), skip.into()];
+        let what = format!("count to timer id {n}");
+        p.call(libc::SYS_timer_create, what, &args);
+        p.call(libc::SYS_timer_delete, "delete it", &[u64::from(n).into()]);
+    }
+}
+
+fn create(p: &mut Program, t: &PosixTimerEntry) {
+    let id = p.bytes(&t.it_id.to_le_bytes());
+    let event = sigevent(
+        p,
+        t.it_sigev_notify,
+        t.si_signo,
+        t.sival_ptr,
+        t.notify_thread_id,
+    );
+    let clock = i64::from(t.clock_id as i32) as u64;
+    let args = [clock.into(), event.into(), id.into()];
+    let what = format!("create timer {}", t.it_id);
+    p.call(libc::SYS_timer_create, what, &args);
+}
+
+fn arm(p: &mut Program, t: &PosixTimerEntry) {
+    let words = [t.isec, t.insec, t.vsec, t.vnsec];
+    let v = p.bytes(&words.map(u64::to_le_bytes).concat());
+    let args = [
+        u64::from(t.it_id).into(),
+        TIMER_ABSTIME_OFF.into(),
+        v.into(),
+        0.into(),
+    ];
+    let what = format!("arm timer {}", t.it_id);
+    p.call(libc::SYS_timer_settime, what, &args);
 }
 
 fn sigevent(p: &mut Program, notify: u32, signal: u32, value: u64, tid: Option<i32>) -> DataRef {

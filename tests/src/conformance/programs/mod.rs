@@ -33,6 +33,7 @@ pub mod special;
 pub mod tcp;
 pub mod tcp_states;
 pub mod threads;
+pub mod timens;
 pub mod timers;
 
 use super::Case;
@@ -52,6 +53,7 @@ pub const ALL: &[&[Case]] = &[
     signals::CASES,
     timers::CASES,
     naps::CASES,
+    timens::CASES,
     clocks::CASES,
     process::CASES,
     sharing::CASES,
