@@ -23,6 +23,7 @@ fn options() -> DumpOptions {
             skip_in_flight: true,
             ..FilePolicy::frozen()
         },
+        pages_once: true,
         ..DumpOptions::default()
     }
 }

@@ -61,6 +61,10 @@ pub struct DumpOptions {
     /// Paths on the host whose content lives in RAM and goes along: runtime
     /// directories, pid files.
     pub carry: Vec<PathBuf>,
+    /// Pages that several processes have in common since a fork are written
+    /// once. CRIU cannot read such images, and says so; without this they are
+    /// written with each of the processes, as it does.
+    pub pages_once: bool,
     /// Network namespaces come back with `lo` alone; whoever restores fills them.
     pub empty_net: bool,
     /// Network namespaces, by inode number, that are not saved; the restore
@@ -92,6 +96,7 @@ impl Default for DumpOptions {
             files: FilePolicy::frozen(),
             mounts: MountPolicy::default(),
             carry: Vec::new(),
+            pages_once: false,
             empty_net: false,
             external_nets: BTreeMap::new(),
             tracked: BTreeSet::new(),

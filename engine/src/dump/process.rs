@@ -14,6 +14,7 @@ use crate::image::schema::{
 };
 use crate::image::{Kind, names, put_records};
 use crate::memory::extra::{self, RcrMm};
+use crate::memory::heritage::SharedPages;
 use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
@@ -70,7 +71,7 @@ impl Dump<'_> {
         let mnt_ns = self.namespaces.foreign_mounts(&ids);
         self.files(p, mnt_ns)?;
         let (mm_entry, names_of_vmas) = match self.sharing.owns_memory(pid) {
-            true => self.memory(p, mnt_ns, &ready)?,
+            true => self.memory(p, mnt_ns, &ready, options.pages_once)?,
             false => (None, Vec::new()),
         };
         let extra = RcrMm::of(&ready.vmas);
@@ -150,6 +151,7 @@ impl Dump<'_> {
         p: &FrozenProcess,
         mnt_ns: u32,
         ready: &Ready,
+        pages_once: bool,
     ) -> Result<(Option<MmEntry>, Vec<VmaName>), DumpError> {
         let (mut mm_entry, names_of_vmas) = self.mappings(p, mnt_ns, &ready.vmas)?;
         let runs = &ready.runs;
@@ -159,11 +161,15 @@ impl Dump<'_> {
         self.next_pages_id += 1;
         let kept = match self.parent {
             Some(parent) => ranges::both(&predump::keep(parent, &p.info)?, &runs.ranges()),
+            // They are with whoever was looked at first.
+            None if pages_once => ready.common.iter().map(SharedPages::range).collect(),
             None => Vec::new(),
         };
         let fresh = runs.without(&kept);
         self.stats.page_bytes += fresh.bytes() as u64;
-        self.stats.parent_bytes += ranges::bytes(&kept);
+        if self.parent.is_some() {
+            self.stats.parent_bytes += ranges::bytes(&kept);
+        }
         let name = names::pagemap(p.info.pid);
         pages::save(p.info.voice(), &name, &fresh, &kept, pages_id, self.sink)?;
         if !ready.common.is_empty() {

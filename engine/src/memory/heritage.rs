@@ -15,10 +15,10 @@ use std::ops::Range;
 
 use super::MemoryError;
 use super::pagemap::{PAGE, Pagemap, push};
-use super::pages::{Piece, Runs};
+use super::pages::{Piece, Runs, Saved};
 use super::vma::{self, status};
 use crate::image::schema::VmaEntry;
-use crate::image::{ImageError, ImageSource, Kind, get_records};
+use crate::image::{ImageError, ImageSource, Kind, PARENT_PREFIX, get_records, names};
 
 /// A run of pages that another process has as well, at the same address:
 /// `rcr-shared-pages-PID.img`.
@@ -38,6 +38,11 @@ pub struct SharedPages {
 impl SharedPages {
     fn end(&self) -> u64 {
         self.start + self.pages * PAGE
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end()
     }
 }
 
@@ -124,6 +129,51 @@ pub fn load(source: &dyn ImageSource, pid: i32) -> Result<Vec<SharedPages>, Memo
         last = s.end();
     }
     Ok(list)
+}
+
+/// All saved pages of a process with their owners, also those that lie in the
+/// images of others.
+pub fn pages<'a>(source: &'a dyn ImageSource, pid: i32) -> Result<Vec<Piece<'a>>, MemoryError> {
+    let shared = load(source, pid)?;
+    let name = names::pagemap(pid);
+    let parent = format!("{PARENT_PREFIX}{name}");
+    let io = MemoryError::io(parent.clone());
+    if shared.is_empty() || source.get(&parent).map_err(io)?.is_some() {
+        let saved = Saved::load(source, &name)?;
+        return Ok(mark(&saved.pieces, pid, &shared));
+    }
+    let (saved, elsewhere) = Saved::load_partly(source, &name)?;
+    let mut all = saved.pieces;
+    if !elsewhere.is_empty() {
+        let missing = || {
+            let (name, what) = (image(pid), "pages are in no image".to_owned());
+            MemoryError::from(ImageError::Content { name, what })
+        };
+        let mut owners: BTreeMap<i32, Saved<'a>> = BTreeMap::new();
+        let mut found = 0;
+        for s in &shared {
+            if !owners.contains_key(&s.owner) {
+                let (saved, _) = Saved::load_partly(source, &names::pagemap(s.owner))?;
+                owners.insert(s.owner, saved);
+            }
+            let n = elsewhere.partition_point(|e| e.start + e.len as u64 <= s.start);
+            for e in elsewhere[n..].iter().take_while(|e| e.start < s.end()) {
+                let (from, to) = (e.start.max(s.start), s.end().min(e.start + e.len as u64));
+                for piece in owners[&s.owner].within(from, to) {
+                    found += piece.bytes.len();
+                    all.push(piece);
+                }
+            }
+        }
+        if found != elsewhere.iter().map(|e| e.len).sum::<usize>() {
+            return Err(missing());
+        }
+        all.sort_unstable_by_key(|p| p.start);
+        if all.windows(2).any(|w| w[0].end() > w[1].start) {
+            return Err(missing());
+        }
+    }
+    Ok(mark(&all, pid, &shared))
 }
 
 /// Marks pages (ascending) with their owners: `pid` where nobody else is named.

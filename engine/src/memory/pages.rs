@@ -329,8 +329,25 @@ impl<'a> Saved<'a> {
     /// Reads a pagemap and finds its pages, in its own images or in those of its
     /// parents.
     pub fn load(source: &'a dyn ImageSource, pagemap_name: &str) -> Result<Self, MemoryError> {
+        Ok(Self::read(source, pagemap_name, true)?.0)
+    }
+
+    /// Reads a pagemap and finds those of its pages that are in its own pages
+    /// image, and which ones are not.
+    pub fn load_partly(
+        source: &'a dyn ImageSource,
+        pagemap_name: &str,
+    ) -> Result<(Self, Vec<Span>), MemoryError> {
+        Self::read(source, pagemap_name, false)
+    }
+
+    fn read(
+        source: &'a dyn ImageSource,
+        pagemap_name: &str,
+        with_parents: bool,
+    ) -> Result<(Self, Vec<Span>), MemoryError> {
         let Some(mut reader) = get_reader(source, Kind::Pagemap, pagemap_name)? else {
-            return Ok(Self::default());
+            return Ok(Default::default());
         };
         let bad = |what: &str| {
             let (name, what) = (pagemap_name.to_owned(), what.to_owned());
@@ -345,19 +362,26 @@ impl<'a> Saved<'a> {
         });
         let mut bytes = get?.unwrap_or(&[]);
         let mut parent = None;
+        let mut elsewhere = Vec::new();
+        let mut last = 0;
         let mut pieces: Vec<Piece<'a>> = Vec::new();
         while let Some(e) = reader.record::<PagemapEntry>()? {
             let pages = e.nr_pages.unwrap_or(u64::from(e.compat_nr_pages));
             let len = pages.checked_mul(PAGE);
             let len = len.ok_or_else(|| bad("a run is too long"))?;
             let end = e.vaddr.checked_add(len);
-            let end = end.filter(|_| pieces.last().is_none_or(|p| p.end() <= e.vaddr));
+            let end = end.filter(|_| last <= e.vaddr);
             let end = end.ok_or_else(|| bad("the runs do not ascend"))?;
+            last = end;
             let flags = match (e.flags, e.in_parent) {
                 (Some(flags), _) => flags,
                 (None, Some(true)) => PARENT,
                 (None, _) => PRESENT,
             };
+            if flags & PARENT != 0 && !with_parents {
+                elsewhere.push(span(&(e.vaddr..end)));
+                continue;
+            }
             if flags & PARENT != 0 {
                 if parent.is_none() {
                     parent = Some(Self::load_parent(source, pagemap_name)?);
@@ -383,7 +407,7 @@ impl<'a> Saved<'a> {
                 owner: 0,
             });
         }
-        Ok(Self { pieces })
+        Ok((Self { pieces }, elsewhere))
     }
 
     fn load_parent(source: &'a dyn ImageSource, name: &str) -> Result<Self, MemoryError> {

@@ -9,8 +9,8 @@ use super::births::Birth;
 use super::images::{Images, LiveImage, ProcessImage};
 use super::worlds::take;
 use crate::file::FileBuilder;
+use crate::image::ImageSource;
 use crate::image::schema::VmaEntry;
-use crate::image::{ImageSource, names};
 use crate::memory::extra::{self, RcrMm};
 use crate::memory::heritage::{self, Kept};
 use crate::memory::pages::{self, Piece, Saved};
@@ -147,7 +147,9 @@ impl<'a, 'f> Memory<'a, 'f> {
         let tracee = Tracee { tid: p.pid };
         pages::write(p.pid, &built.overwritten)?;
         for ring in aio::rings(&live.mm.vmas) {
-            let saved = Saved::load(self.source, &names::pagemap(p.pid))?;
+            let saved = Saved {
+                pieces: self.pieces(p.pid)?,
+            };
             let content: Vec<_> = saved.within(ring.start, ring.end).collect();
             aio::restore(tracee, birth.arena, ring, &content)?;
         }
@@ -179,9 +181,7 @@ impl<'a, 'f> Memory<'a, 'f> {
 
     /// The saved pages of a process with their owners.
     fn pieces(&self, pid: i32) -> Result<Vec<Piece<'a>>, RestoreError> {
-        let saved = Saved::load(self.source, &names::pagemap(pid))?;
-        let shared = heritage::load(self.source, pid)?;
-        Ok(heritage::mark(&saved.pieces, pid, &shared))
+        Ok(heritage::pages(self.source, pid)?)
     }
 
     /// Swaps the address space and fills it with `fill`; `own` is what is to

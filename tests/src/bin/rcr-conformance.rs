@@ -66,6 +66,8 @@ enum What {
         #[arg(long)]
         leave_running: bool,
         #[arg(long)]
+        pages_once: bool,
+        #[arg(long)]
         close_tcp: bool,
         #[arg(long)]
         tcp_established: bool,
@@ -169,6 +171,7 @@ fn act() -> Result<ExitCode> {
             pid,
             images,
             leave_running,
+            pages_once,
             close_tcp,
             tcp_established,
             cgroup,
@@ -178,6 +181,7 @@ fn act() -> Result<ExitCode> {
                 tree: cgroup.map_or(Tree::Root(pid), Tree::Cgroup),
                 images,
                 leave_running,
+                pages_once,
                 tcp: match (close_tcp, tcp_established) {
                     (true, _) => TcpPolicy::Close,
                     (false, true) => TcpPolicy::Carry,

@@ -66,6 +66,8 @@ pub struct Case {
     pub fate: Fate,
     /// Needs something of the host that nobody else may use meanwhile.
     pub alone: bool,
+    /// Pages that processes have in common are written once.
+    pub pages_once: bool,
     /// Huge pages it needs on the host.
     pub huge_pages: u64,
     /// MiB of swap it needs on the host.
@@ -87,6 +89,7 @@ impl Case {
             in_cgroup: false,
             fate: Fate::Carried,
             alone: false,
+            pages_once: false,
             huge_pages: 0,
             swap_mib: 0,
             forge: None,
@@ -127,6 +130,12 @@ impl Case {
     /// It is not carried yet; until it is, the dump must be refused.
     pub const fn not_yet(mut self) -> Self {
         self.fate = Fate::NotYet;
+        self
+    }
+
+    /// It is dumped with every page once.
+    pub const fn with_pages_once(mut self) -> Self {
+        self.pages_once = true;
         self
     }
 

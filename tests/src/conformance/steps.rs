@@ -24,6 +24,8 @@ pub struct DumpStep {
     pub images: PathBuf,
     /// The tree goes on afterwards.
     pub leave_running: bool,
+    /// Pages in common are written once.
+    pub pages_once: bool,
     /// What becomes of connections.
     pub tcp: TcpPolicy,
     /// Images of a pre-dump that these refer to.
@@ -39,6 +41,7 @@ pub fn dump(step: &DumpStep) -> anyhow::Result<i32> {
         None => Vec::new(),
     };
     let options = |files: FilePolicy| DumpOptions {
+        pages_once: step.pages_once,
         tracked: tracked.iter().copied().collect(),
         files: FilePolicy {
             tcp: step.tcp,

@@ -48,6 +48,30 @@ pub const CASES: &[Case] = &[
         "data of the program and its libraries, shared since the fork",
         libraries,
     ),
+    Case::new(
+        "cow/once",
+        "pages in common, written to the images once",
+        parent_child,
+    )
+    .with_pages_once(),
+    Case::new(
+        "cow/once-generations",
+        "pages shared by four generations, written to the images once",
+        generations,
+    )
+    .with_pages_once(),
+    Case::new(
+        "cow/once-brothers",
+        "pages that only brothers share, written to the images once",
+        brothers,
+    )
+    .with_pages_once(),
+    Case::new(
+        "cow/once-changed-layout",
+        "a changed layout of what was inherited, written to the images once",
+        changed_layout,
+    )
+    .with_pages_once(),
 ];
 
 /// What stands in a process's pagemap for some pages: equal places are the

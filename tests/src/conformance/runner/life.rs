@@ -259,6 +259,9 @@ impl Run<'_> {
     fn dump_command(&self, cycle: u32, leave_running: bool) -> Result<Command> {
         let images = path(&self.stage.images(cycle))?;
         let mut command = self.tool(&["dump", &self.root.to_string(), &images]);
+        if self.case.pages_once {
+            command.arg("--pages-once");
+        }
         if leave_running {
             command.arg("--leave-running");
         }
