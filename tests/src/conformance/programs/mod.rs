@@ -7,6 +7,7 @@ pub mod clocks;
 pub mod cow;
 pub mod creds;
 pub mod files;
+pub mod filters;
 pub mod hugetlb;
 pub mod ipc;
 pub mod leaders;
@@ -24,6 +25,7 @@ pub mod predump;
 pub mod process;
 pub mod refusals;
 pub mod registers;
+pub mod roots;
 pub mod seccomp;
 pub mod settings;
 pub mod sharing;
@@ -63,6 +65,8 @@ pub const ALL: &[&[Case]] = &[
     namespaces::CASES,
     network::CASES,
     ipc::CASES,
+    filters::CASES,
+    roots::CASES,
     files::CASES,
     pipes::CASES,
     many::CASES,
