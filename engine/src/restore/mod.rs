@@ -17,6 +17,7 @@ mod images;
 mod memory;
 mod process;
 mod threads;
+mod verify;
 mod worlds;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ use crate::sys::ptrace;
 use crate::task::{nap, registers};
 
 use images::Images;
+
+pub use verify::{Verified, verify};
 
 /// How a restore is made.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
+use rcr_tests::conformance::mutate;
 use rcr_tests::conformance::runner::{self, Plan, WorkerPlan};
 use rcr_tests::conformance::steps::{self, DumpStep};
 use rcr_tests::conformance::{stage, support, sys};
@@ -45,6 +46,25 @@ enum What {
         #[arg(long, conflicts_with = "only")]
         check_support: Option<PathBuf>,
     },
+    /// Run trees of random objects in all modes.
+    Random {
+        /// The same number builds the same trees; a new one unless given.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How often the random programs are run, each time with other trees.
+        #[arg(long, default_value_t = 1)]
+        count: u64,
+        /// Leave the directories of programs that failed.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Read damaged images.
+    #[command(hide = true)]
+    Mutate {
+        images: PathBuf,
+        seed: u64,
+        count: u32,
+    },
     /// List the programs.
     List,
     /// Run programs that are named on the standard input.
@@ -54,6 +74,8 @@ enum What {
         unique: String,
         #[arg(long)]
         cycles: u32,
+        #[arg(long)]
+        seed: u64,
     },
     /// Be one of the programs.
     #[command(hide = true)]
@@ -123,6 +145,7 @@ fn act() -> Result<ExitCode> {
                 cycles,
                 keep,
                 jobs: jobs.unwrap_or_else(processors),
+                seed: 0,
             })?;
             if let Some(path) = json {
                 let text = serde_json::to_string_pretty(&report)?;
@@ -156,11 +179,36 @@ fn act() -> Result<ExitCode> {
             home,
             unique,
             cycles,
+            seed,
         } => runner::work(&WorkerPlan {
             home,
             unique,
             cycles,
+            seed,
         })?,
+        What::Random { seed, count, keep } => {
+            let now = || rcr_tests::conformance::sys::clock(libc::CLOCK_REALTIME) as u64 >> 10;
+            let first = seed.unwrap_or_else(now);
+            let mut failed = 0;
+            for n in 0..count {
+                let seed = first.wrapping_add(n * 100);
+                println!("seed {seed}");
+                let report = runner::run(&Plan {
+                    only: vec!["random/".into()],
+                    cycles: 2,
+                    keep,
+                    jobs: 2,
+                    seed,
+                })?;
+                failed += report.total().failed;
+            }
+            return Ok(ExitCode::from(u8::from(failed > 0)));
+        }
+        What::Mutate {
+            images,
+            seed,
+            count,
+        } => mutate::mutate(&images, seed, count)?,
         What::List => {
             for case in runner::all() {
                 println!("{:<32} {}", case.name, case.about);

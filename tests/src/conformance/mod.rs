@@ -20,6 +20,7 @@ pub mod findings;
 pub mod forge;
 pub mod host;
 pub mod member;
+pub mod mutate;
 pub mod observe;
 pub mod programs;
 pub mod report;

@@ -23,6 +23,7 @@ pub mod pidfds;
 pub mod pipes;
 pub mod predump;
 pub mod process;
+pub mod random;
 pub mod refusals;
 pub mod registers;
 pub mod roots;
@@ -48,6 +49,7 @@ pub const ALL: &[&[Case]] = &[
     hugetlb::CASES,
     aio::CASES,
     predump::CASES,
+    random::CASES,
     threads::CASES,
     leaders::CASES,
     registers::CASES,

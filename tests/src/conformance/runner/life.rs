@@ -14,12 +14,16 @@ use super::processes::{kill_descendants, reap_all, reap_if_ended, states};
 use crate::conformance::forge::Forge;
 use crate::conformance::host::{HugePages, Swap};
 use crate::conformance::observe::{Leave, Picture};
+use crate::conformance::programs::random::SEED;
 use crate::conformance::report::{CaseResult, Mode, ModeResult, Verdict};
 use crate::conformance::stage::POLL;
 use crate::conformance::{Case, Findings, Stage, Unavailable, steps};
 
 /// A program that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Damaged images that are read after a dump.
+const MUTATIONS: &str = "16";
 
 /// Generations of images before the dump in the mode that has some.
 const PRE_DUMPS: u32 = 2;
@@ -134,6 +138,9 @@ impl Run<'_> {
                         self.pre_dump()?;
                     }
                     self.dump(cycle, false)?;
+                    if mode == Mode::Restore {
+                        self.read_damaged()?;
+                    }
                     reap_all(&self.stage.outsiders())?;
                     if let Some(forge) = forged {
                         forge.apply(&self.stage.images(cycle), self.root)?;
@@ -213,7 +220,8 @@ impl Run<'_> {
         command
             .stdin(Stdio::null())
             .env_clear()
-            .env("RCR_CONFORMANCE", self.case.name);
+            .env("RCR_CONFORMANCE", self.case.name)
+            .env(SEED, self.lab.seed.to_string());
         if let Some(c) = &self.cgroup {
             command.env("RCR_CGROUP", &c.dir);
         }
@@ -236,6 +244,14 @@ impl Run<'_> {
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Reads the images with a few bytes changed, again and again.
+    fn read_damaged(&self) -> Result<()> {
+        let images = path(&self.stage.images(1))?;
+        let seed = self.lab.seed + u64::from(self.root.unsigned_abs()) + 1;
+        let args = ["mutate", &images, &seed.to_string(), MUTATIONS];
+        said("reading damaged images", &self.tool(&args).output()?, 0)
     }
 
     /// Two generations before the dump, written while the program runs.

@@ -45,6 +45,8 @@ pub struct Plan {
     pub keep: bool,
     /// Programs at a time.
     pub jobs: usize,
+    /// Added to the seeds of what is random.
+    pub seed: u64,
 }
 
 impl Plan {
@@ -152,6 +154,7 @@ impl Worker {
             .arg("worker")
             .args([home, Path::new(&unique)])
             .args(["--cycles", &plan.cycles.to_string()])
+            .args(["--seed", &plan.seed.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut child = command.spawn().context("starting a worker")?;
@@ -199,4 +202,6 @@ struct Lab {
     tool: PathBuf,
     /// A name that nothing else on this host has.
     unique: String,
+    /// Added to the seeds of what is random.
+    seed: u64,
 }

@@ -24,6 +24,8 @@ pub struct WorkerPlan {
     pub unique: String,
     /// Cycles of the mode that dumps and restores several times.
     pub cycles: u32,
+    /// Added to the seeds of what is random.
+    pub seed: u64,
 }
 
 /// The life of a worker: names of cases on the standard input, results on the
@@ -63,6 +65,7 @@ fn inside(plan: &WorkerPlan) -> Result<()> {
         program: plan.home.join("program"),
         tool: plan.home.join("tool"),
         unique: plan.unique.clone(),
+        seed: plan.seed,
     };
     for line in std::io::stdin().lock().lines() {
         let line = line?;
