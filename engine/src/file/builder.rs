@@ -20,8 +20,9 @@ use crate::image::schema::{
 };
 use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
 use crate::namespace::net::with_net;
-use crate::socket::unix_back::{self, Queues, Record};
-use crate::socket::{inet, netlink, tcp};
+use crate::socket::unix_back::{self, Record};
+use crate::socket::unix_queue::{self, Later, Queues};
+use crate::socket::{inet, netlink, packet, tcp};
 
 /// Makes open files from images, each once, when it is first asked for.
 ///
@@ -41,6 +42,7 @@ pub struct FileBuilder<'a> {
     queues: Queues,
     dead: Dead,
     bpf_maps: bpf::MapsBack,
+    later: Later,
     connections: tcp::Connections,
 }
 
@@ -104,7 +106,8 @@ impl<'a> FileBuilder<'a> {
             pipes,
             memfds: MemfdsBack::load(source)?,
             ghosts,
-            queues: unix_back::load_queues(source)?,
+            queues: unix_queue::load(source)?,
+            later: Later::default(),
             dead,
             bpf_maps: bpf::MapsBack::load(source)?,
             connections: tcp::Connections::load(source)?,
@@ -395,6 +398,10 @@ impl<'a> FileBuilder<'a> {
                 };
                 (fd, e.flags)
             }
+            FdTypes::Packetsk => {
+                let e = entry.psk.as_ref().ok_or_else(incomplete)?;
+                (packet::restore(e, extra)?, e.flags)
+            }
             FdTypes::Netlinksk => {
                 let e = entry.nlsk.as_ref().ok_or_else(incomplete)?;
                 (netlink::restore(e, extra)?, e.flags)
@@ -419,6 +426,10 @@ impl<'a> FileBuilder<'a> {
     }
 
     fn build_unix(&mut self, usk: &UnixSkEntry) -> Result<Vec<(u32, OwnedFd)>, FileError> {
+        let waits_at = self.extras.get(&usk.id).and_then(|e| e.socket.as_ref());
+        if let Some(listener) = waits_at.and_then(|s| s.pending_on) {
+            return self.build_pending(listener);
+        }
         let listener = self.accepting_listener(usk);
         if let Some(l) = listener {
             // The listener comes first; connecting goes through it.
@@ -450,7 +461,8 @@ impl<'a> FileBuilder<'a> {
             .peer_id
             .and_then(|id| self.entries.get(&id)?.usk.clone());
         let Some(peer_usk) = peer else {
-            let fd = unix_back::single(me, Some(my_root), &self.queues).map_err(wrap)?;
+            let fd = unix_back::single(me, Some(my_root), &self.queues, &mut self.later)
+                .map_err(wrap)?;
             set_flags(fd.as_fd(), usk.flags).map_err(wrap)?;
             return Ok(vec![(usk.id, fd)]);
         };
@@ -471,13 +483,13 @@ impl<'a> FileBuilder<'a> {
                 usk: &peer_usk,
                 extra: self.extras.get(&peer_id),
             };
-            let fd = unix_back::sender(me, peer, roots, &self.queues).map_err(|source| {
-                FileError::Build {
+            let fd = unix_back::sender(me, peer, roots, &self.queues, &mut self.later).map_err(
+                |source| FileError::Build {
                     id: usk.id,
                     what: "datagram sender".into(),
                     source,
-                }
-            })?;
+                },
+            )?;
             set_flags(fd.as_fd(), usk.flags).map_err(|source| FileError::Build {
                 id: usk.id,
                 what: "datagram sender".into(),
@@ -502,10 +514,129 @@ impl<'a> FileBuilder<'a> {
                 self.opened.get(&l)?.as_fd(),
             ))
         });
-        let (fd_a, fd_b) = unix_back::pair(a, b, roots, server, &self.queues).map_err(wrap)?;
+        let (fd_a, fd_b) =
+            unix_back::pair(a, b, roots, server, &self.queues, &mut self.later).map_err(wrap)?;
         set_flags(fd_a.as_fd(), a.usk.flags).map_err(wrap)?;
         set_flags(fd_b.as_fd(), b.usk.flags).map_err(wrap)?;
         Ok(vec![(a.usk.id, fd_a), (b.usk.id, fd_b)])
+    }
+
+    /// All connections that wait at a listener, in the order in which they came.
+    fn build_pending(&mut self, listener: u32) -> Result<Vec<(u32, OwnedFd)>, FileError> {
+        let socket = |e: &RcrFile| e.socket.clone();
+        let mut accepted = Vec::new();
+        let mut waiting = BTreeMap::new();
+        for (id, more) in self
+            .extras
+            .iter()
+            .filter_map(|(id, e)| Some((*id, socket(e)?)))
+        {
+            if more.accepted_by == Some(listener) {
+                accepted.push(id);
+            }
+            if more.pending_on == Some(listener) {
+                waiting.insert((more.pending_place, id), id);
+            }
+        }
+        // Those who were accepted come first: they take the queue's head.
+        for id in accepted {
+            self.open(id)?;
+        }
+        self.open(listener)?;
+        let mut made = Vec::new();
+        for id in waiting.into_values() {
+            let one = || -> Result<OwnedFd, BuildError> {
+                let missing = || BuildError::Images("a listener is missing".into());
+                let record = |id: u32| {
+                    let usk = self.entries.get(&id)?.usk.as_ref()?;
+                    let extra = self.extras.get(&id);
+                    Some(Record { usk, extra })
+                };
+                let me = record(id).ok_or_else(missing)?;
+                let server = record(listener).ok_or_else(missing)?;
+                let roots = (root(self.env, me.extra)?, root(self.env, server.extra)?);
+                let fd = unix_back::pending(me, server, (Some(roots.0), Some(roots.1)))?;
+                set_flags(fd.as_fd(), me.usk.flags)?;
+                Ok(fd)
+            };
+            let fd = one().map_err(|source| FileError::Build {
+                id,
+                what: self.describe(id),
+                source,
+            })?;
+            made.push((id, fd));
+        }
+        Ok(made)
+    }
+
+    /// Sends what refers to other files or to processes; to be called when all
+    /// processes exist and have what is theirs.
+    pub fn send_under_way(&mut self) -> Result<(), FileError> {
+        let mut shutdowns = Vec::new();
+        let mut all = Vec::new();
+        // A file that is made here may be a socket with a queue in turn.
+        loop {
+            let Later {
+                sends,
+                shutdowns: more,
+            } = std::mem::take(&mut self.later);
+            shutdowns.extend(more);
+            if sends.is_empty() {
+                break;
+            }
+            let inodes = sends.iter().map(|(_, ino, _)| ino);
+            let packets = inodes.filter_map(|ino| self.queues.get(ino)).flatten();
+            let wanted: BTreeSet<u32> = packets
+                .flat_map(|p| p.files.iter().copied().chain(p.from))
+                .collect();
+            all.extend(sends);
+            for id in wanted {
+                self.open(id)?;
+            }
+        }
+        for (through, ino, id) in &all {
+            self.send_queue(through.as_fd(), *ino, *id)
+                .map_err(|source| FileError::Build {
+                    id: *id,
+                    what: format!("queue of {}", self.describe(*id)),
+                    source,
+                })?;
+        }
+        for (fd, how) in shutdowns {
+            sys::shutdown(fd.as_fd(), how)?;
+        }
+        Ok(())
+    }
+
+    fn send_queue(&self, through: BorrowedFd<'_>, ino: u32, id: u32) -> Result<(), BuildError> {
+        let lost = || BuildError::Images("a file under way is missing".into());
+        let opened = |id: &u32| self.opened.get(id).ok_or_else(lost);
+        for packet in self.queues.get(&ino).into_iter().flatten() {
+            let files = packet.files.iter().map(|id| Ok(sys::dup(opened(id)?)?));
+            let files = files.collect::<Result<Vec<_>, BuildError>>()?;
+            let along = unix_queue::ancillary(files, packet.sender);
+            let one = std::slice::from_ref(packet);
+            let Some(from) = packet.from else {
+                unix_queue::with_room(through, one, |p| {
+                    unix_queue::send(through, &p.data, &along, None)
+                })?;
+                continue;
+            };
+            let from = opened(&from)?.as_fd();
+            let usk = self.entries.get(&id).and_then(|e| e.usk.as_ref());
+            let extra = self.extras.get(&id);
+            let to = Record {
+                usk: usk.ok_or_else(lost)?,
+                extra,
+            };
+            let root = root(self.env, extra)?;
+            unix_back::send_to(to, Some(root), |name| {
+                unix_queue::with_room(from, one, |p| {
+                    unix_queue::send(from, &p.data, &along, Some(name))
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// The listening socket through which a connection's accepted end came.

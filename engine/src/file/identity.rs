@@ -66,6 +66,26 @@ impl Descriptions {
         Ok(())
     }
 
+    /// Adds a description that no task has yet.
+    pub(crate) fn insert_unheld(
+        &mut self,
+        inode: (u64, u64),
+        fd: OwnedFd,
+        id: u32,
+    ) -> SysResult<()> {
+        if let Err(at) = self.place(inode, fd.as_fd())? {
+            let bucket = self.by_inode.entry(inode).or_default();
+            bucket.insert(at, self.held.len());
+            self.by_id.insert(id, self.held.len());
+            self.held.push(Held {
+                fd,
+                id,
+                slots: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
     /// Notes one more slot of a known description.
     pub(crate) fn add_slot(&mut self, id: u32, slot: Slot) {
         if let Some(&i) = self.by_id.get(&id) {

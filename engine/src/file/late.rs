@@ -332,6 +332,7 @@ pub(crate) fn owner_of(entry: &FileEntry, extra: &RcrFile) -> Option<(FownEntry,
         .or(e.isk.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.usk.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.nlsk.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.psk.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.efd.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.epfd.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.sgfd.as_ref().map(|f| (f.fown, f.flags)))

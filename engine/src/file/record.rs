@@ -182,6 +182,15 @@ pub struct RcrSocket {
     /// Listening socket through which the pair was made; this end was accepted.
     #[prost(uint32, optional, tag = "9")]
     pub accepted_by: Option<u32>,
+    /// Listening socket that has not accepted its connection yet.
+    #[prost(uint32, optional, tag = "10")]
+    pub pending_on: Option<u32>,
+    /// Its place among those who wait there.
+    #[prost(uint32, optional, tag = "11")]
+    pub pending_place: Option<u32>,
+    /// Its file was removed.
+    #[prost(bool, optional, tag = "12")]
+    pub deleted: Option<bool>,
 }
 
 /// What becomes of a connection that does not lead to another carried file.

@@ -254,6 +254,7 @@ pub fn restore(
     sysv::settle(source)?;
     worlds.settle(source)?;
     files.seal()?;
+    files.send_under_way()?;
     let connections = files.connections()?;
     files.finish()?;
     Ok(Restored {

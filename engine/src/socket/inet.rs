@@ -1,101 +1,36 @@
-//! IPv4 and IPv6 sockets: TCP and UDP.
+//! IPv4 and IPv6 sockets: TCP, UDP, UDP-Lite, ping and raw.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{Kind, inet_diag, lock, opts, tcp};
+use super::tcp::{LISTEN, MPTCP};
+use super::{Kind, multicast, opts, tcp};
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::examined::{Examined, Saved};
 use crate::file::record::{Fate, RcrFile, RcrSocket};
 use crate::file::sys;
-use crate::file::{FilePolicy, TcpPolicy};
 use crate::image::schema::{FdTypes, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
 use crate::sys::SysResult;
 
-/// `TCP_CLOSE` and `TCP_LISTEN`, net/tcp_states.h.
+/// `TCP_CLOSE`, net/tcp_states.h; of sockets without connections too.
 const CLOSE: u32 = 7;
-const LISTEN: u32 = 10;
-/// `IPPROTO_MPTCP`
-const MPTCP: i32 = 262;
 /// `IPV6_FREEBIND`, linux/in6.h.
 const IPV6_FREEBIND: i32 = 78;
 
-/// Saves a socket. Datagrams not yet read are lost, as a network may lose them;
-/// so are connections not yet accepted.
+/// Saves a socket. Datagrams not yet read are lost, as a network may lose them.
 pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result<(), Stop> {
     let local = sys::local_address(file.fd)?;
-    let mut peer = sys::peer_address(file.fd)?;
-    let mut shutdown = SkShutdown::None;
-    let mut fate = Fate::Kept;
-    let (state, backlog) = match kind.protocol {
-        libc::IPPROTO_TCP => match tcp_state(file.fd)? {
-            Tcp {
-                state: CLOSE,
-                ended: true,
-                ..
-            } => {
-                let left = sys::bytes_waiting(file.fd)?;
-                if left > 0 && file.policy.tcp != TcpPolicy::Close {
-                    return refuse(
-                        "TCP connection that is over",
-                        format!("{left} bytes of it were not read and would be lost"),
-                        "try again when they are read, or allow connections to be closed",
-                    );
-                }
-                fate = Fate::Closed;
-                (CLOSE, 0)
-            }
-            Tcp {
-                state: LISTEN,
-                pending,
-                ..
-            } if pending > 0 && in_flight_refused(file.policy) => {
-                return refuse(
-                    "listening TCP socket",
-                    format!("{pending} connections wait to be accepted and would be lost"),
-                    "try again when they are accepted, or allow them to be lost",
-                );
-            }
-            Tcp {
-                state: state @ (CLOSE | LISTEN),
-                backlog,
-                ..
-            } => (state, backlog),
-            Tcp { state, .. } if file.policy.tcp == TcpPolicy::Close => {
-                fate = Fate::Closed;
-                (state, 0)
-            }
-            Tcp { state, ended, .. } => {
-                if state == tcp::SYN_SENT {
-                    let netns = lock::netns_of(file.fd)?;
-                    let ino = file.stat.st_ino as u32;
-                    let netns = netns.as_ref().map(OwnedFd::as_fd);
-                    peer = inet_diag::connecting_to(netns, kind.domain, ino)?;
-                }
-                if ended && matches!(state, tcp::ESTABLISHED | tcp::FIN_WAIT1 | tcp::FIN_WAIT2) {
-                    shutdown = SkShutdown::Read;
-                }
-                connection_refusals(file, state, &local, peer.as_deref())?;
-                (state, 0)
-            }
-        },
-        libc::IPPROTO_UDP => (CLOSE, 0),
-        MPTCP => {
-            return refuse(
-                "MPTCP socket",
-                "multipath TCP is not carried",
-                "turn multipath TCP off in the service's configuration, or untag the unit",
-            );
-        }
-        other => {
-            return refuse(
-                format!("IP socket of protocol {other}"),
-                "only TCP and UDP are carried",
-                "untag the unit",
-            );
-        }
+    let peer = sys::peer_address(file.fd)?;
+    let look = match kind.protocol {
+        libc::IPPROTO_TCP | MPTCP => tcp::look(file, kind, &local, peer)?,
+        _ => plain(file, kind, peer)?,
     };
+    let tcp::Look {
+        state,
+        backlog,
+        fate,
+        shutdown,
+        peer,
+    } = look;
     let id = saved.entry.id;
     let (src_addr, src_port) = split(&local);
     // Both have the family's length, also where there is no peer.
@@ -104,7 +39,8 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     let int = |level, name| sys::socket_option_int(file.fd, level, name);
     let v6 = kind.domain == libc::AF_INET6;
     let tcp = kind.protocol == libc::IPPROTO_TCP;
-    let freebind = int(libc::IPPROTO_IP, libc::IP_FREEBIND)? != 0;
+    let (level, name) = freebind_option(kind.domain);
+    let freebind = int(level, name)? != 0;
     saved.entry.r#type = FdTypes::Inetsk.into();
     saved.entry.isk = Some(InetSkEntry {
         id,
@@ -153,7 +89,11 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         options: if fate == Fate::Closed {
             Vec::new()
         } else {
-            opts::save(file.fd, kind)?
+            let mut options = opts::save(file.fd, kind)?;
+            if kind.kind != libc::SOCK_STREAM {
+                options.extend(multicast::save(file.fd, kind, file.task.pid)?);
+            }
+            options
         },
         fate: Some(fate.into()),
         uid: Some(file.stat.st_uid),
@@ -163,31 +103,43 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     Ok(())
 }
 
-/// What `struct tcp_info` (linux/tcp.h) tells of a socket.
-#[derive(Debug)]
-struct Tcp {
-    state: u32,
-    /// While listening: how many connections may wait.
-    backlog: u32,
-    /// Nothing more will be received: the peer has ended, or it was shut down.
-    ended: bool,
-    /// While listening: how many connections wait.
-    pending: u32,
-}
-
-fn tcp_state(fd: BorrowedFd<'_>) -> SysResult<Tcp> {
-    let info = sys::socket_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, 144)?;
-    let word = |at: usize| {
-        let bytes = info.get(at..at + 4);
-        bytes.map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("4")))
+/// A socket without connections: UDP, UDP-Lite, ping, raw.
+fn plain(file: &Examined<'_>, kind: Kind, peer: Option<Vec<u8>>) -> Result<tcp::Look, Stop> {
+    let known = [
+        libc::IPPROTO_UDP,
+        libc::IPPROTO_UDPLITE,
+        libc::IPPROTO_ICMP,
+        libc::IPPROTO_ICMPV6,
+    ];
+    let carried = match kind.kind {
+        libc::SOCK_DGRAM => known.contains(&kind.protocol),
+        libc::SOCK_RAW => true,
+        _ => false,
     };
-    Ok(Tcp {
-        state: info.first().copied().unwrap_or(0).into(),
-        // tcpi_sacked is the backlog's limit while listening.
-        backlog: word(28),
-        // tcpi_unacked counts those who wait while listening.
-        pending: word(24),
-        ended: sys::hung_up(fd)?,
+    if !carried {
+        return refuse(
+            format!(
+                "IP socket of type {} and protocol {}",
+                kind.kind, kind.protocol
+            ),
+            "TCP, UDP, UDP-Lite, ping and raw sockets are carried",
+            "untag the unit",
+        );
+    }
+    let corks = [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE].contains(&kind.protocol);
+    if kind.kind == libc::SOCK_DGRAM && corks && super::sys::bytes_unacknowledged(file.fd)? > 0 {
+        return refuse(
+            "datagram socket",
+            "a datagram in the making (MSG_MORE) cannot be read back",
+            "try again when it was sent",
+        );
+    }
+    Ok(tcp::Look {
+        state: CLOSE,
+        backlog: 0,
+        fate: Fate::Kept,
+        shutdown: SkShutdown::None,
+        peer,
     })
 }
 
@@ -209,106 +161,6 @@ fn split(address: &[u8]) -> (Vec<u32>, u32) {
 
 fn is_any(address: &[u8]) -> bool {
     split(address).0.iter().all(|&w| w == 0)
-}
-
-/// Whether connections that were not accepted yet stand in the way.
-fn in_flight_refused(policy: &FilePolicy) -> bool {
-    policy.tcp != TcpPolicy::Close && !policy.skip_in_flight
-}
-
-/// What stands in the way of a connection that is to go on.
-fn connection_refusals(
-    file: &Examined<'_>,
-    state: u32,
-    local: &[u8],
-    peer: Option<&[u8]>,
-) -> Result<(), Stop> {
-    let to = peer.map_or("?".into(), sys::show_address);
-    let which = format!("the connection {} to {to}", sys::show_address(local));
-    if file.policy.tcp == TcpPolicy::Refuse {
-        return refuse(
-            "established TCP connection",
-            format!("{which} would be lost"),
-            "close it, or allow connections to be closed or carried",
-        );
-    }
-    let protocol = sys::socket_option(file.fd, libc::IPPROTO_TCP, libc::TCP_ULP, 16);
-    let protocol = protocol.unwrap_or_default();
-    let name = String::from_utf8_lossy(&protocol);
-    let name = name.trim_end_matches('\0');
-    if !name.is_empty() {
-        return refuse(
-            "TCP connection",
-            format!("{which} is handled by the kernel's {name}, whose keys cannot be read back"),
-            format!("turn kernel {name} off in the service's configuration"),
-        );
-    }
-    let peek = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    if super::sys::receive_with(file.fd, &mut [0], peek).is_ok() {
-        return refuse(
-            "TCP connection",
-            format!("an urgent byte of {which} waits to be read, which cannot be made again"),
-            "try again when it was read",
-        );
-    }
-    if !tcp::goes_on(state) || peer.is_none() {
-        return refuse(
-            "TCP connection",
-            format!("{which} is in state {state}, which cannot be made again"),
-            "try again in a moment",
-        );
-    }
-    if !lock::possible() {
-        return refuse(
-            "established TCP connection",
-            format!("packets of {which} cannot be kept away: the kernel has no nftables"),
-            "load the module nf_tables, or allow connections to be closed",
-        );
-    }
-    Ok(())
-}
-
-/// Connections to listeners of the tree that nobody has accepted: their other
-/// end is lost, so they come back closed.
-pub(crate) fn settle(files: &mut BTreeMap<u32, Saved>, policy: &FilePolicy) {
-    if policy.tcp != TcpPolicy::Carry {
-        return;
-    }
-    let mut connections = BTreeMap::new();
-    let mut ports = BTreeSet::new();
-    for isk in files.values().filter_map(|s| s.entry.isk.as_ref()) {
-        if isk.proto != libc::IPPROTO_TCP as u32 {
-            continue;
-        }
-        if isk.state == LISTEN {
-            ports.insert((isk.src_port as u16).to_be_bytes());
-        } else if tcp::goes_on(isk.state)
-            && let Some(ends) = ends(isk)
-        {
-            connections.insert(ends, (isk.id, isk.state));
-        }
-    }
-    for (ends, (id, state)) in &connections {
-        let loopback = ends.peer.first() == Some(&127) || ends.peer == Ipv6Addr::LOCALHOST.octets();
-        let here = loopback || ends.peer == ends.local;
-        let waits = *state != tcp::SYN_SENT && !connections.contains_key(&ends.seen_by_peer());
-        if !(here && waits && ports.contains(&ends.peer_port)) {
-            continue;
-        }
-        let saved = files.get_mut(id);
-        if let Some(more) = saved.and_then(|s| s.extra.socket.as_mut()) {
-            more.fate = Some(Fate::Closed.into());
-            more.options.clear();
-        }
-    }
-}
-
-/// Both ends of a connection.
-fn ends(isk: &InetSkEntry) -> Option<lock::Ends> {
-    lock::Ends::of(
-        &address(isk.family, &isk.src_addr, isk.src_port),
-        &address(isk.family, &isk.dst_addr, isk.dst_port),
-    )
 }
 
 /// A raw address made of what an entry says.
@@ -341,7 +193,12 @@ pub(super) fn bind_anyway(
 pub(crate) fn restore(isk: &InetSkEntry, extra: Option<&RcrFile>) -> Result<OwnedFd, BuildError> {
     let none = RcrSocket::default();
     let more = extra.and_then(|e| e.socket.as_ref()).unwrap_or(&none);
-    let fd = sys::socket(isk.family as i32, isk.r#type as i32, isk.proto as i32)?;
+    let kind = Kind {
+        domain: isk.family as i32,
+        kind: isk.r#type as i32,
+        protocol: isk.proto as i32,
+    };
+    let fd = super::make(kind, more.gid)?;
     opts::restore(fd.as_fd(), &more.options, &isk.opts)?;
     if more.fate() == Fate::Closed {
         // Reads as ended and polls as hung up, as if the peer had closed.
@@ -381,10 +238,14 @@ fn set_reuse_address(fd: BorrowedFd<'_>, on: i32) -> SysResult<()> {
 }
 
 pub(super) fn set_freebind(fd: BorrowedFd<'_>, family: u32, on: bool) -> SysResult<()> {
-    let (level, name) = if family == libc::AF_INET6 as u32 {
+    let (level, name) = freebind_option(family as i32);
+    sys::set_socket_option(fd, level, name, &i32::from(on).to_ne_bytes())
+}
+
+fn freebind_option(family: i32) -> (i32, i32) {
+    if family == libc::AF_INET6 {
         (libc::IPPROTO_IPV6, IPV6_FREEBIND)
     } else {
         (libc::IPPROTO_IP, libc::IP_FREEBIND)
-    };
-    sys::set_socket_option(fd, level, name, &i32::from(on).to_ne_bytes())
+    }
 }

@@ -10,15 +10,18 @@ pub(crate) mod home;
 pub(crate) mod inet;
 mod inet_diag;
 pub(crate) mod lock;
+mod multicast;
 pub(crate) mod netlink;
 pub(crate) mod opts;
+pub(crate) mod packet;
 pub(crate) mod sys;
 pub(crate) mod tcp;
 pub(crate) mod unix;
 pub(crate) mod unix_back;
+pub(crate) mod unix_queue;
 mod wire;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::examined::{Examined, Saved};
@@ -55,16 +58,47 @@ pub(crate) fn save(
         libc::AF_INET | libc::AF_INET6 => inet::save(file, saved, kind),
         libc::AF_UNIX => unix::save(file, saved, kind, unix),
         libc::AF_NETLINK => netlink::save(file, saved, kind),
-        libc::AF_PACKET => refuse(
-            "packet socket",
-            "packet sockets are not carried",
-            "untag the unit",
-        ),
+        libc::AF_PACKET => packet::save(file, saved, kind),
         other => refuse(
-            format!("socket of family {other}"),
+            format!("{} socket", family(other)),
             "sockets of this family are not carried",
             "untag the unit",
         ),
+    }
+}
+
+/// A family's name for messages.
+fn family(number: i32) -> String {
+    let name = match number {
+        libc::AF_ALG => "kernel crypto",
+        libc::AF_BLUETOOTH => "Bluetooth",
+        libc::AF_CAN => "CAN",
+        libc::AF_PPPOX => "PPP",
+        libc::AF_RDS => "RDS",
+        libc::AF_TIPC => "TIPC",
+        libc::AF_VSOCK => "virtual machine",
+        libc::AF_XDP => "XDP",
+        AF_SMC => "SMC",
+        AF_KCM => "KCM",
+        AF_QIPCRTR => "Qualcomm router",
+        _ => return format!("family {number}"),
+    };
+    name.into()
+}
+
+// linux/socket.h
+const AF_KCM: i32 = 41;
+const AF_QIPCRTR: i32 = 42;
+const AF_SMC: i32 = 43;
+
+/// Makes a socket. Ping sockets are for members of certain groups only, of which
+/// `gid`, the group that made the old one, was one.
+pub(crate) fn make(kind: Kind, gid: Option<u32>) -> SysResult<OwnedFd> {
+    let make = || file_sys::socket(kind.domain, kind.kind, kind.protocol);
+    let ping = [libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6].contains(&kind.protocol);
+    match gid {
+        Some(gid) if ping && kind.kind == libc::SOCK_DGRAM => sys::as_group(gid, make),
+        _ => make(),
     }
 }
 

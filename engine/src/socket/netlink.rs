@@ -39,7 +39,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
             "untag the unit",
         );
     }
-    if file.policy.payload && sys::peek(file.fd, &mut [0; 16])?.is_some() {
+    if file.policy.payload && super::sys::peek(file.fd, &mut [0; 16])?.is_some() {
         return refuse(
             "netlink socket",
             "it holds messages that were not read",

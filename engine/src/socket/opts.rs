@@ -6,11 +6,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Kind;
+use super::tcp::MPTCP;
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::record::RcrSocketOption;
 use crate::file::sys;
 use crate::image::schema::SkOptsEntry;
-use crate::sys::SysResult;
+use crate::sys::{SysError, SysResult};
 
 const SOL: i32 = libc::SOL_SOCKET;
 const IP: i32 = libc::IPPROTO_IP;
@@ -68,14 +69,35 @@ const IPV4: &[i32] = &[
     libc::IP_RECVORIGDSTADDR,
     libc::IP_MINTTL,
     libc::IP_BIND_ADDRESS_NO_PORT,
+    libc::IP_RETOPTS,
+    libc::IP_PASSSEC,
+    libc::IP_UNICAST_IF,
+    23, // IP_CHECKSUM
+    25, // IP_RECVFRAGSIZE
+    26, // IP_RECVERR_RFC4884
     51, // IP_LOCAL_PORT_RANGE
 ];
+
+/// Of raw sockets, with their levels. Without a name: linux/icmp.h,
+/// linux/icmpv6.h, linux/in6.h.
+const RAW: &[(i32, i32)] = &[
+    (IP, libc::IP_HDRINCL),
+    (IP, libc::IP_NODEFRAG),
+    (libc::IPPROTO_RAW, 1),    // ICMP_FILTER
+    (libc::IPPROTO_RAW, 7),    // IPV6_CHECKSUM
+    (libc::IPPROTO_ICMPV6, 1), // ICMPV6_FILTER
+    (IP6, 36),                 // IPV6_HDRINCL
+];
+
+/// Of UDP-Lite sockets: bytes covered by the checksum, linux/udp.h.
+const UDPLITE: &[i32] = &[10, 11];
 
 /// Of IPv4 datagram sockets; streams refuse to have them set.
 const MULTICAST: &[i32] = &[
     libc::IP_MULTICAST_TTL,
     libc::IP_MULTICAST_LOOP,
     libc::IP_MULTICAST_ALL,
+    libc::IP_MULTICAST_IF,
 ];
 
 /// The same of IPv6 ones.
@@ -97,6 +119,16 @@ const IPV6: &[i32] = &[
     libc::IPV6_RECVTCLASS,
     libc::IPV6_TCLASS,
     libc::IPV6_TRANSPARENT,
+    libc::IPV6_UNICAST_IF,
+    libc::IPV6_DONTFRAG,
+    libc::IPV6_RECVHOPOPTS,
+    libc::IPV6_RECVDSTOPTS,
+    libc::IPV6_RECVRTHDR,
+    libc::IPV6_RECVPATHMTU,
+    libc::IPV6_AUTOFLOWLABEL,
+    libc::IPV6_RECVORIGDSTADDR,
+    libc::IPV6_RECVFRAGSIZE,
+    31, // IPV6_RECVERR_RFC4884
     73, // IPV6_MINHOPCOUNT
 ];
 
@@ -122,7 +154,7 @@ const TCP_ONLY: &[i32] = &[
 ];
 
 /// Of UDP sockets, linux/udp.h.
-const UDP_ONLY: &[i32] = &[100, 101, 102, 103, 104];
+const UDP_ONLY: &[i32] = &[1, 100, 101, 102, 103, 104];
 
 fn table(kind: Kind) -> Vec<(i32, i32)> {
     let mut all: Vec<_> = COMMON.iter().map(|&n| (SOL, n)).collect();
@@ -141,6 +173,12 @@ fn table(kind: Kind) -> Vec<(i32, i32)> {
         all.extend(IPV6.iter().map(|&n| (IP6, n)));
     }
     match (inet, kind.protocol) {
+        (true, MPTCP) => all.extend(TCP_ONLY.iter().map(|&n| (TCP, n))),
+        (true, libc::IPPROTO_UDPLITE) => {
+            all.extend(UDP_ONLY.iter().map(|&n| (UDP, n)));
+            all.extend(UDPLITE.iter().map(|&n| (libc::IPPROTO_UDPLITE, n)));
+        }
+        (true, _) if kind.kind == libc::SOCK_RAW => all.extend(RAW),
         (true, TCP) => all.extend(TCP_ONLY.iter().map(|&n| (TCP, n))),
         (true, UDP) => all.extend(UDP_ONLY.iter().map(|&n| (UDP, n))),
         _ => {}
@@ -150,7 +188,8 @@ fn table(kind: Kind) -> Vec<(i32, i32)> {
 
 /// The options that were changed since the socket was made.
 pub(crate) fn save(fd: BorrowedFd<'_>, kind: Kind) -> Result<Vec<RcrSocketOption>, Stop> {
-    let fresh = sys::socket(kind.domain, kind.kind, kind.protocol)?;
+    let stat = nix::sys::stat::fstat(fd).map_err(|e| SysError::new("fstat", "socket", e))?;
+    let fresh = super::make(kind, Some(stat.st_gid))?;
     let mut changed = Vec::new();
     for (level, name) in table(kind) {
         // An option this kernel or this kind of socket does not know is at its default.
@@ -160,6 +199,18 @@ pub(crate) fn save(fd: BorrowedFd<'_>, kind: Kind) -> Result<Vec<RcrSocketOption
         let default = sys::socket_option(fresh.as_fd(), level, name, 64);
         if default.is_ok_and(|d| d != value) {
             changed.push(RcrSocketOption { level, name, value });
+        }
+    }
+    let listens = || sys::socket_option_int(fd, SOL, libc::SO_ACCEPTCONN).unwrap_or(0) != 0;
+    if kind.kind == libc::SOCK_STREAM && [TCP, MPTCP].contains(&kind.protocol) && listens() {
+        for name in [libc::TCP_MAXSEG, libc::TCP_WINDOW_CLAMP] {
+            let Ok(value) = sys::socket_option_int(fd, TCP, name) else {
+                continue;
+            };
+            let default = sys::socket_option_int(fresh.as_fd(), TCP, name);
+            if default.is_ok_and(|d| d != value) {
+                changed.push(number(TCP, name, value));
+            }
         }
     }
     let locked = sys::socket_option_int(fd, SOL, SO_BUF_LOCK).unwrap_or(0);
@@ -188,18 +239,27 @@ pub(crate) fn save(fd: BorrowedFd<'_>, kind: Kind) -> Result<Vec<RcrSocketOption
     Ok(changed)
 }
 
+/// An option whose value is a number.
+pub(super) fn number(level: i32, name: i32, value: i32) -> RcrSocketOption {
+    RcrSocketOption {
+        level,
+        name,
+        value: value.to_ne_bytes().into(),
+    }
+}
+
 /// The options in CRIU's form, for other readers of our images.
 pub(crate) fn entry(fd: BorrowedFd<'_>) -> Result<SkOptsEntry, Stop> {
     let int = |name| sys::socket_option_int(fd, SOL, name);
     let flag = |name| int(name).ok().map(|v| v != 0);
-    let number = |name| int(name).ok().map(|v| v as u32);
+    let word = |name| int(name).ok().map(|v| v as u32);
     let timeout = |name| -> SysResult<(u64, u64)> {
         let b = sys::socket_option(fd, SOL, name, 16)?;
-        let word = |i: usize| {
+        let part = |i: usize| {
             b.get(i..i + 8)
                 .map_or(0, |w| u64::from_ne_bytes(w.try_into().expect("8 bytes")))
         };
-        Ok((word(0), word(8)))
+        Ok((part(0), part(8)))
     };
     let (snd, rcv) = (timeout(libc::SO_SNDTIMEO)?, timeout(libc::SO_RCVTIMEO)?);
     let so_filter = match sys::socket_filter(fd) {
@@ -221,9 +281,9 @@ pub(crate) fn entry(fd: BorrowedFd<'_>) -> Result<SkOptsEntry, Stop> {
         so_rcv_tmo_sec: rcv.0,
         so_rcv_tmo_usec: rcv.1,
         reuseaddr: flag(libc::SO_REUSEADDR),
-        so_priority: number(libc::SO_PRIORITY),
-        so_rcvlowat: number(libc::SO_RCVLOWAT),
-        so_mark: number(libc::SO_MARK),
+        so_priority: word(libc::SO_PRIORITY),
+        so_rcvlowat: word(libc::SO_RCVLOWAT),
+        so_mark: word(libc::SO_MARK),
         so_passcred: flag(libc::SO_PASSCRED),
         so_passsec: flag(libc::SO_PASSSEC),
         so_dontroute: flag(libc::SO_DONTROUTE),
@@ -232,8 +292,8 @@ pub(crate) fn entry(fd: BorrowedFd<'_>) -> Result<SkOptsEntry, Stop> {
         so_reuseport: flag(libc::SO_REUSEPORT),
         so_broadcast: flag(libc::SO_BROADCAST),
         so_keepalive: flag(libc::SO_KEEPALIVE),
-        so_oobinline: number(libc::SO_OOBINLINE),
-        so_buf_lock: number(SO_BUF_LOCK),
+        so_oobinline: word(libc::SO_OOBINLINE),
+        so_buf_lock: word(SO_BUF_LOCK),
         ..SkOptsEntry::default()
     })
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
 use super::diag::{self, UnixInfo};
 use super::home::at_home;
+use super::unix_queue::Queued;
 use super::{Kind, opts};
 use crate::file::UnixPolicy;
 use crate::file::error::{Stop, refuse};
@@ -16,28 +16,26 @@ use crate::file::identity::Descriptions;
 use crate::file::record::{Fate, RcrSocket};
 use crate::file::reg::{Whereabouts, whereabouts};
 use crate::file::sys;
-use crate::image::schema::{FdTypes, FilePermsEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
+use crate::image::schema::{FdTypes, FilePermsEntry, SkShutdown, UnixSkEntry};
 use crate::image::{ImageError, ImageSink, ImageWriter, Kind as ImageKind, names, put_image};
 use crate::sys::{SysError, SysResult};
 
 pub(crate) const LISTEN: u32 = 10;
-/// The largest piece of a queue that is looked at in one go.
-const PIECE: usize = 1 << 20;
 
 /// What is known about all unix sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    infos: HashMap<u32, UnixInfo>,
-    queues: Vec<(SkPacketEntry, Vec<u8>)>,
+    infos: HashMap<u64, UnixInfo>,
+    queues: Vec<(u32, Queued)>,
 }
 
 impl Table {
     /// The kernel's view of a socket; asked once for all, and again for newer ones.
     fn info(&mut self, ino: u32, fd: BorrowedFd<'_>) -> Result<UnixInfo, Stop> {
-        if !self.infos.contains_key(&ino) {
+        if !self.infos.contains_key(&ino.into()) {
             self.infos.extend(at_home(fd, diag::unix_sockets)?);
         }
-        match self.infos.get(&ino) {
+        match self.infos.get(&ino.into()) {
             Some(info) => Ok(info.clone()),
             None => refuse(
                 "unix socket",
@@ -47,14 +45,19 @@ impl Table {
         }
     }
 
+    /// Takes a packet that waits in the queue of socket `ino`.
+    pub(crate) fn note(&mut self, ino: u32, packet: Queued) {
+        self.queues.push((ino, packet));
+    }
+
     /// Writes the queued data.
     pub(crate) fn finish(self, sink: &mut dyn ImageSink) -> Result<(), ImageError> {
         if self.queues.is_empty() {
             return Ok(());
         }
         let mut image = ImageWriter::new(ImageKind::SkQueues);
-        for (head, data) in &self.queues {
-            image.record(head).payload(data);
+        for (ino, packet) in &self.queues {
+            image.record(&packet.head(*ino)).payload(&packet.data);
         }
         put_image(sink, names::SK_QUEUES, &image.finish())
     }
@@ -86,6 +89,7 @@ pub(crate) fn save(
         let at = path_of(file)?;
         perms = Some(at.perms);
         more.path = Some(at.path);
+        more.deleted = at.deleted.then_some(true);
         saved.extra.mnt_ns = Some(at.mnt_ns);
     }
     if kind.kind == libc::SOCK_STREAM && peer.as_deref().is_some_and(is_journal) {
@@ -111,6 +115,7 @@ pub(crate) fn save(
             _ => SkShutdown::Both,
         } as i32),
         file_perms: perms,
+        deleted: more.deleted,
         ..UnixSkEntry::default()
     });
     saved.extra.socket = Some(more);
@@ -129,6 +134,8 @@ struct BoundAt {
     path: String,
     mnt_ns: u32,
     perms: FilePermsEntry,
+    /// The file was removed.
+    deleted: bool,
 }
 
 /// Where the file of a bound socket is, whatever relative name it was bound by.
@@ -149,28 +156,25 @@ fn path_of(file: &Examined<'_>) -> Result<BoundAt, Stop> {
         link: &link,
         ..*file
     };
-    match whereabouts(&as_file)? {
-        Whereabouts::Named { name, mnt_ns } => Ok(BoundAt {
-            path: name,
-            mnt_ns,
-            perms: FilePermsEntry {
-                mode: stat.st_mode,
-                uid: stat.st_uid,
-                gid: stat.st_gid,
-            },
-        }),
-        Whereabouts::Unlinked { name } => refuse(
-            "unix socket",
-            format!("its file {name} was removed"),
-            "restart the service, or untag the unit",
-        ),
-    }
+    let (path, mnt_ns, deleted) = match whereabouts(&as_file)? {
+        Whereabouts::Named { name, mnt_ns } => (name, mnt_ns, false),
+        Whereabouts::Unlinked { name } => (name, file.task.mnt_ns, true),
+    };
+    Ok(BoundAt {
+        path,
+        mnt_ns,
+        perms: FilePermsEntry {
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        },
+        deleted,
+    })
 }
 
 /// What [`settle`] needs to know.
 pub(crate) struct Rules {
     pub unix: UnixPolicy,
-    pub payload: bool,
     /// A running service: what is missing may have gone meanwhile.
     pub live: bool,
 }
@@ -193,6 +197,22 @@ pub(crate) fn settle(
         }
     }
     let mut refusals = Vec::new();
+    let mut pending = HashMap::new();
+    for usk in files.values().filter_map(|s| s.entry.usk.as_ref()) {
+        let info = table.infos.get(&usk.ino.into());
+        let waiting = info.map_or(&[][..], |i| &i.pending);
+        for (place, ino) in waiting.iter().enumerate() {
+            pending.insert(*ino, (usk.id, place as u32));
+            if !by_ino.contains_key(ino) && rules.unix == UnixPolicy::Refuse {
+                let stop = refuse::<()>(
+                    "listening unix socket",
+                    "a connection from outside of the service waits to be accepted",
+                    "try again when it is, or allow such connections to be closed",
+                );
+                refusals.extend(stop.err().map(|s| (usk.id, s)));
+            }
+        }
+    }
     let ids: Vec<u32> = by_ino.values().copied().collect();
     for id in ids {
         let Some(held) = descriptions.get(id) else {
@@ -201,8 +221,12 @@ pub(crate) fn settle(
         let Some(saved) = files.get(&id) else {
             continue;
         };
-        let decided = decide(saved, files, &by_ino, rules);
-        let (fate, peer_id) = match decided {
+        let decided = match waits_for(saved, &pending) {
+            Some((listener, place)) => pending_connection(saved, table, files.get(&listener))
+                .map(|()| (Fate::Kept, None, Some((listener, place)))),
+            None => decide(saved, files, &by_ino, rules).map(|(fate, peer)| (fate, peer, None)),
+        };
+        let (fate, peer_id, waits) = match decided {
             Ok(d) => d,
             Err(stop) => {
                 refusals.push((id, stop));
@@ -217,6 +241,8 @@ pub(crate) fn settle(
         };
         more.fate = Some(fate.into());
         more.peer_id = peer_id;
+        more.pending_on = waits.map(|w| w.0);
+        more.pending_place = waits.map(|w| w.1);
         let stream = usk.r#type != libc::SOCK_DGRAM as u32;
         if stream && usk.state != LISTEN && peer_id.is_some() {
             more.accepted_by = listeners.get(&usk.name).copied();
@@ -232,21 +258,43 @@ pub(crate) fn settle(
                 saved.extra.late_pid = Some(slot.pid);
                 saved.extra.late_fd = Some(slot.fd);
             }
-        } else if rules.payload && fate != Fate::Journal {
-            match queue(held.fd.as_fd(), usk.r#type as i32)? {
-                Ok(packets) => table.queues.extend(packets.into_iter().map(|data| {
-                    let head = SkPacketEntry {
-                        id_for: usk.ino,
-                        length: data.len() as u32,
-                        ..SkPacketEntry::default()
-                    };
-                    (head, data)
-                })),
-                Err(stop) => refusals.push((id, stop)),
-            }
         }
     }
     Ok(refusals)
+}
+
+/// The listener that a socket waits at to be accepted, and its place there.
+fn waits_for(saved: &Saved, pending: &HashMap<u32, (u32, u32)>) -> Option<(u32, u32)> {
+    let usk = saved.entry.usk.as_ref()?;
+    pending.get(&usk.ino).copied()
+}
+
+/// Whether a socket's file was removed: nobody can reach it by name.
+pub(crate) fn is_removed(saved: &Saved) -> bool {
+    let more = saved.extra.socket.as_ref();
+    more.is_some_and(|m| m.deleted == Some(true))
+}
+
+/// What stands in the way of a connection that was not accepted yet.
+fn pending_connection(saved: &Saved, table: &Table, listener: Option<&Saved>) -> Result<(), Stop> {
+    if listener.is_some_and(is_removed) {
+        return refuse(
+            "unix connection",
+            "it waits to be accepted by a listener whose file was removed",
+            "try again when it is accepted",
+        );
+    }
+    let ino = saved.entry.usk.as_ref().map_or(0, |u| u.ino);
+    let other = table.infos.get(&diag::waiting(ino));
+    let unread = other.map_or(0, |i| i.unread);
+    if unread > 0 {
+        return refuse(
+            "unix connection",
+            format!("it was not accepted yet, and {unread} bytes sent over it cannot be read"),
+            "try again when it is accepted",
+        );
+    }
+    Ok(())
 }
 
 /// What becomes of one socket's connection, and the other end if it is inside.
@@ -289,14 +337,15 @@ fn decide(
         .get(&peer_id)
         .and_then(|p| p.entry.usk.as_ref())
         .map_or(0, |p| p.peer);
-    let peer_named = files
-        .get(&peer_id)
-        .and_then(|p| p.extra.socket.as_ref())
-        .is_some_and(|s| s.local.is_some());
+    let peer_named = files.get(&peer_id).is_some_and(|p| {
+        let more = p.extra.socket.as_ref();
+        more.is_some_and(|s| s.local.is_some()) && !is_removed(p)
+    });
     if back != usk.ino && !peer_named {
         return refuse(
             "unix socket",
-            "it sends to an unnamed socket that does not send back",
+            "it sends to a socket without a name, or whose file was removed, that does not send \
+             back",
             "untag the unit",
         );
     }
@@ -316,44 +365,4 @@ fn outside(more: &RcrSocket, whom: &str, rules: &Rules) -> Result<(Fate, Option<
         format!("it leads to {whom} (peer {name})"),
         "stop the other side, allow such connections to be closed, or untag the unit",
     )
-}
-
-/// The packets (or, of a stream, the bytes) a socket has not read yet.
-fn queue(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Result<Vec<Vec<u8>>, Stop>> {
-    let peek_off =
-        |v: i32| sys::set_socket_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &v.to_ne_bytes());
-    let before = sys::socket_option_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-    peek_off(0)?;
-    let packets = walk(fd, kind);
-    peek_off(before)?;
-    packets
-}
-
-fn walk(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Result<Vec<Vec<u8>>, Stop>> {
-    let mut packets = Vec::new();
-    let mut buffer = vec![0; PIECE];
-    loop {
-        let peeked = match sys::peek(fd, &mut buffer) {
-            Ok(Some(p)) => p,
-            Ok(None) => break,
-            // Not connected, or its peer reset it: nothing is queued.
-            Err(e) if matches!(e.errno, Errno::ENOTCONN | Errno::EINVAL | Errno::ECONNRESET) => {
-                break;
-            }
-            Err(e) => return Err(e),
-        };
-        if peeked.ancillary.is_some() {
-            return Ok(refuse(
-                "unix socket",
-                "descriptors are under way in its queue",
-                "try again when they have arrived",
-            ));
-        }
-        // Nothing is the end of a stream, but a packet may be empty.
-        if peeked.copied == 0 && (kind == libc::SOCK_STREAM || sys::hung_up(fd)?) {
-            break;
-        }
-        packets.push(buffer[..peeked.copied].to_vec());
-    }
-    Ok(Ok(packets))
 }

@@ -1,8 +1,8 @@
 //! Unix sockets as they come back.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -11,12 +11,12 @@ use nix::sys::stat::{Mode, fchmodat, umask};
 use nix::unistd::{Gid, Uid, chdir, chroot, fchdir, fchownat, unlink};
 
 use super::unix::LISTEN;
+use super::unix_queue::{Later, Queues};
 use super::{opts, set_owner};
 use crate::file::error::BuildError;
 use crate::file::record::{Fate, RcrFile, RcrSocket};
 use crate::file::sys;
-use crate::image::schema::{SkPacketEntry, SkShutdown, UnixSkEntry};
-use crate::image::{ImageError, ImageSource, Kind as ImageKind, get_reader, names};
+use crate::image::schema::{SkShutdown, UnixSkEntry};
 use crate::sys::{SysError, SysResult};
 
 /// One socket's records.
@@ -36,6 +36,9 @@ static PLAIN: RcrSocket = RcrSocket {
     path: None,
     peer_id: None,
     accepted_by: None,
+    pending_on: None,
+    pending_place: None,
+    deleted: None,
 };
 
 impl<'a> Record<'a> {
@@ -48,33 +51,18 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Unread data by socket inode.
-pub(crate) type Queues = BTreeMap<u32, Vec<Vec<u8>>>;
-
-/// Reads the queues.
-pub(crate) fn load_queues(source: &dyn ImageSource) -> Result<Queues, ImageError> {
-    let mut queues = Queues::new();
-    let Some(mut reader) = get_reader(source, ImageKind::SkQueues, names::SK_QUEUES)? else {
-        return Ok(queues);
-    };
-    while let Some(head) = reader.record::<SkPacketEntry>()? {
-        let data = reader.payload(head.length.into())?.to_vec();
-        queues.entry(head.id_for).or_default().push(data);
-    }
-    Ok(queues)
-}
-
 /// A socket without a living peer: listening, unconnected, or left alone.
 pub(crate) fn single(
     r: Record<'_>,
     root: Option<BorrowedFd<'_>>,
     queues: &Queues,
+    later: &mut Later,
 ) -> Result<OwnedFd, BuildError> {
     if r.more().fate() == Fate::Closed {
         let (fd, peer) = sys::socket_pair(r.kind())?;
         prepare(r, fd.as_fd(), root)?;
-        send_queue(r, queues, peer.as_fd())?;
-        finish(r, fd.as_fd())?;
+        later.send((r.usk.id, r.usk.ino), queues, peer.as_fd())?;
+        finish(r, fd.as_fd(), later)?;
         return Ok(fd);
     }
     let fd = sys::socket(libc::AF_UNIX, r.kind(), 0)?;
@@ -88,9 +76,9 @@ pub(crate) fn single(
     {
         let sender = sys::socket(libc::AF_UNIX, r.kind(), 0)?;
         reach(r, sender.as_fd(), local, root)?;
-        send_queue(r, queues, sender.as_fd())?;
+        later.send((r.usk.id, r.usk.ino), queues, sender.as_fd())?;
     }
-    finish(r, fd.as_fd())?;
+    finish(r, fd.as_fd(), later)?;
     Ok(fd)
 }
 
@@ -102,6 +90,7 @@ pub(crate) fn pair(
     roots: (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>),
     listener: Option<(Record<'_>, BorrowedFd<'_>)>,
     queues: &Queues,
+    later: &mut Later,
 ) -> Result<(OwnedFd, OwnedFd), BuildError> {
     let (fd_a, fd_b) = match listener {
         None => {
@@ -114,18 +103,40 @@ pub(crate) fn pair(
             let client = sys::socket(libc::AF_UNIX, a.kind(), 0)?;
             prepare(a, client.as_fd(), roots.0)?;
             let name = server.more().local.as_deref().unwrap_or_default();
-            reach(server, client.as_fd(), name, roots.1)?;
-            let accepted = sys::accept(server_fd)?;
+            let accepted = match (&server.more().path, server.more().deleted) {
+                (Some(path), Some(true)) => through_stand_in(client.as_fd(), path, name)?,
+                _ => {
+                    reach(server, client.as_fd(), name, roots.1)?;
+                    sys::accept(server_fd)?
+                }
+            };
             set_owner(accepted.as_fd(), b.more().uid, b.more().gid)?;
             opts::restore(accepted.as_fd(), &b.more().options, &b.usk.opts)?;
             (client, accepted)
         }
     };
-    send_queue(a, queues, fd_b.as_fd())?;
-    send_queue(b, queues, fd_a.as_fd())?;
-    finish(a, fd_a.as_fd())?;
-    finish(b, fd_b.as_fd())?;
+    later.send((a.usk.id, a.usk.ino), queues, fd_b.as_fd())?;
+    later.send((b.usk.id, b.usk.ino), queues, fd_a.as_fd())?;
+    finish(a, fd_a.as_fd(), later)?;
+    finish(b, fd_b.as_fd(), later)?;
     Ok((fd_a, fd_b))
+}
+
+/// The accepted end of a connection to a listener whose file was removed: made
+/// by another listener of the same name.
+fn through_stand_in(
+    client: BorrowedFd<'_>,
+    path: &str,
+    name: &[u8],
+) -> Result<OwnedFd, BuildError> {
+    let kind = sys::socket_option_int(client, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    let listener = sys::socket(libc::AF_UNIX, kind, 0)?;
+    at_hidden_path(path, name, || {
+        sys::bind(listener.as_fd(), name)?;
+        sys::listen(listener.as_fd(), 1)?;
+        sys::connect(client, name)
+    })?;
+    Ok(sys::accept(listener.as_fd())?)
 }
 
 /// A datagram socket that sends to another one, which does not send back.
@@ -134,8 +145,9 @@ pub(crate) fn sender(
     to: Record<'_>,
     roots: (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>),
     queues: &Queues,
+    later: &mut Later,
 ) -> Result<OwnedFd, BuildError> {
-    let fd = single(r, roots.0, queues)?;
+    let fd = single(r, roots.0, queues, later)?;
     let name = to.more().local.as_deref();
     let name = name.ok_or_else(|| BuildError::Images("the peer has no name".into()))?;
     reach(to, fd.as_fd(), name, roots.1)?;
@@ -163,6 +175,9 @@ fn prepare(
         return Ok(());
     }
     let perms = r.usk.file_perms.unwrap_or_default();
+    if more.deleted == Some(true) {
+        return at_hidden_path(path, local, move || sys::bind(fd, local));
+    }
     at_path(root, path, local, move |path| {
         remove_stale(path)?;
         umask(Mode::from_bits_truncate(!perms.mode & 0o777));
@@ -197,6 +212,65 @@ fn reach(
     }
 }
 
+/// The directory that the name which the service used is relative to.
+fn base<'a>(path: &'a str, address: &[u8]) -> Result<&'a str, BuildError> {
+    let used = sys::show_address(address);
+    if used.starts_with('/') {
+        return Ok("/");
+    }
+    path.strip_suffix(&used).ok_or_else(|| {
+        BuildError::Images(format!(
+            "a socket at {path} cannot have been bound as {used}"
+        ))
+    })
+}
+
+/// Runs `f`, which makes a file at `path`, where nobody else sees it, and takes
+/// the file away again: on an empty filesystem that is mounted nowhere.
+///
+/// Root and working directory belong to a thread that ends with the call.
+fn at_hidden_path(
+    path: &str,
+    address: &[u8],
+    f: impl FnOnce() -> SysResult<()> + Send,
+) -> Result<(), BuildError> {
+    let base = base(path, address)?;
+    let empty = empty_filesystem().map_err(|e| {
+        let errno = Errno::from_raw(e.raw_os_error());
+        SysError::new("fsmount", path, errno)
+    })?;
+    std::thread::scope(|scope| {
+        let work = || {
+            let failed = |call, e| SysError::new(call, path, e);
+            unshare(CloneFlags::CLONE_FS).map_err(|e| failed("unshare", e))?;
+            fchdir(&empty).map_err(|e| failed("fchdir", e))?;
+            chroot(".").map_err(|e| failed("chroot", e))?;
+            let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
+            std::fs::create_dir_all(parent).map_err(|e| {
+                let errno = Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+                failed("mkdir", errno)
+            })?;
+            chdir(base).map_err(|e| failed("chdir", e))?;
+            f()?;
+            unlink(path).map_err(|e| failed("unlink", e))
+        };
+        scope
+            .spawn(work)
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    Ok(())
+}
+
+fn empty_filesystem() -> rustix::io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    use rustix::mount::{fsconfig_create, fsmount, fsopen};
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&fs)?;
+    let attributes = MountAttrFlags::empty();
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
 /// A socket that a former run left at this path is in the way of bind(2).
 fn remove_stale(path: &CString) -> SysResult<()> {
     let failed = |call, e| SysError::new(call, path.to_string_lossy(), e);
@@ -221,16 +295,7 @@ fn at_path(
     address: &[u8],
     f: impl FnOnce(&CString) -> SysResult<()> + Send,
 ) -> Result<(), BuildError> {
-    let used = sys::show_address(address);
-    let dir = if used.starts_with('/') {
-        "/"
-    } else {
-        path.strip_suffix(&used).ok_or_else(|| {
-            BuildError::Images(format!(
-                "a socket at {path} cannot have been bound as {used}"
-            ))
-        })?
-    };
+    let dir = base(path, address)?;
     let nul = |_| BuildError::Images("a path contains NUL".into());
     let dir = CString::new(dir).map_err(nul)?;
     let path = CString::new(path).map_err(nul)?;
@@ -253,47 +318,46 @@ fn at_path(
     Ok(())
 }
 
-/// Sends what the socket had not read, through its peer.
-fn send_queue(r: Record<'_>, queues: &Queues, peer: BorrowedFd<'_>) -> Result<(), BuildError> {
-    let Some(packets) = queues.get(&r.usk.ino) else {
-        return Ok(());
-    };
-    let before = sys::socket_option_int(peer, libc::SOL_SOCKET, libc::SO_SNDBUF)?;
-    let locked = sys::socket_option_int(peer, libc::SOL_SOCKET, opts::SO_BUF_LOCK)?;
-    let total: usize = packets.iter().map(|p| p.len() + 4096).sum();
-    let force = |n: usize| {
-        let n = i32::try_from(n).unwrap_or(i32::MAX / 2).to_ne_bytes();
-        sys::set_socket_option(peer, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &n)
-    };
-    force(total.max(before as usize / 2))?;
-    for packet in packets {
-        let mut rest = packet.as_slice();
-        loop {
-            let n = sys::send(peer, rest)?;
-            rest = &rest[n..];
-            if rest.is_empty() {
-                break;
-            }
-        }
-    }
-    force(before as usize / 2)?;
-    // The size is no more the user's choice than it was.
-    sys::set_socket_option(
-        peer,
-        libc::SOL_SOCKET,
-        opts::SO_BUF_LOCK,
-        &locked.to_ne_bytes(),
-    )?;
-    Ok(())
+/// A connection that its listener has not accepted yet.
+pub(crate) fn pending(
+    r: Record<'_>,
+    listener: Record<'_>,
+    roots: (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>),
+) -> Result<OwnedFd, BuildError> {
+    let fd = sys::socket(libc::AF_UNIX, r.kind(), 0)?;
+    prepare(r, fd.as_fd(), roots.0)?;
+    let name = listener.more().local.as_deref().unwrap_or_default();
+    reach(listener, fd.as_fd(), name, roots.1)?;
+    finish(r, fd.as_fd(), &mut Later::default())?;
+    Ok(fd)
 }
 
-/// Directions that were shut down.
-fn finish(r: Record<'_>, fd: BorrowedFd<'_>) -> Result<(), BuildError> {
+/// Sends a packet to a named socket of the service.
+pub(crate) fn send_to(
+    to: Record<'_>,
+    root: Option<BorrowedFd<'_>>,
+    f: impl FnOnce(&[u8]) -> SysResult<()> + Send,
+) -> Result<(), BuildError> {
+    let name = to.more().local.as_deref();
+    let name = name.ok_or_else(|| BuildError::Images("the receiver has no name".into()))?;
+    match &to.more().path {
+        None => Ok(f(name)?),
+        Some(path) => at_path(root, path, name, move |_| f(name)),
+    }
+}
+
+/// Directions that were shut down; behind packets that are still to come.
+fn finish(r: Record<'_>, fd: BorrowedFd<'_>, later: &mut Later) -> Result<(), BuildError> {
     let how = match r.usk.shutdown() {
         SkShutdown::None => return Ok(()),
         SkShutdown::Read => libc::SHUT_RD,
         SkShutdown::Write => libc::SHUT_WR,
         SkShutdown::Both => libc::SHUT_RDWR,
     };
+    let peer = r.more().peer_id.unwrap_or(r.usk.id);
+    if later.awaits(&[r.usk.id, peer]) {
+        later.shutdowns.push((sys::dup(fd)?, how));
+        return Ok(());
+    }
     Ok(sys::shutdown(fd, how)?)
 }

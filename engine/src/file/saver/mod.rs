@@ -2,6 +2,7 @@
 
 mod kinds;
 mod settle;
+mod under_way;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -19,7 +20,7 @@ use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
-use super::{Connections, FilePolicy, TaskFiles, bpf, late, sys};
+use super::{Connections, FilePolicy, TaskFiles, UnixPolicy, bpf, late, sys};
 use crate::Refusal;
 use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
@@ -27,6 +28,7 @@ use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
 use crate::socket::home::Homes;
 use crate::socket::{tcp, unix};
 use crate::sys::SysError;
+use under_way::Holder;
 
 /// Collects the open files of a tree.
 ///
@@ -44,6 +46,8 @@ pub struct FileSaver {
     saved_realtime_ns: u64,
     next_id: u32,
     pids: BTreeSet<i32>,
+    /// The tasks whose tables were saved.
+    holders: BTreeMap<i32, Holder>,
     pipes: Pipes,
     ghosts: Ghosts,
     memfds: Memfds,
@@ -83,6 +87,7 @@ impl FileSaver {
             saved_realtime_ns: now.as_nanos() as u64,
             next_id: 1,
             pids: BTreeSet::new(),
+            holders: BTreeMap::new(),
             pipes: Pipes::default(),
             ghosts: Ghosts::default(),
             memfds: Memfds::default(),
@@ -107,6 +112,13 @@ impl FileSaver {
     /// missing there and listed in [`refusals`](Self::refusals).
     pub fn save_fds(&mut self, task: &TaskFiles<'_>) -> Result<Vec<FdinfoEntry>, FileError> {
         self.pids.insert(task.pid);
+        let holder = Holder {
+            pid: task.pid,
+            voice: task.voice,
+            comm: task.comm.to_owned(),
+            mnt_ns: task.mnt_ns,
+        };
+        self.holders.insert(task.pid, holder);
         let mut table = Vec::new();
         for fd in self.descriptor_numbers(task)? {
             match self.save_fd(task, fd) {

@@ -6,7 +6,7 @@ use super::super::error::{Stop, refuse};
 use super::super::identity::Held;
 use super::super::{epoll, late, nsfd};
 use super::{FileError, FileSaver};
-use crate::socket::{inet, tcp, unix};
+use crate::socket::{tcp, unix};
 use crate::task::status::Status;
 
 impl FileSaver {
@@ -14,9 +14,9 @@ impl FileSaver {
     /// ends of pipes and sockets, buffered data. Call it once, after the last
     /// file was saved.
     pub fn settle(&mut self) -> Result<(), FileError> {
+        let mut refusals = self.save_under_way()?;
         self.settle_late_slots();
         let live = !self.policy.payload;
-        let mut refusals = Vec::new();
 
         let descriptions = &self.descriptions;
         let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
@@ -28,7 +28,6 @@ impl FileSaver {
         }
         let rules = unix::Rules {
             unix: self.policy.unix,
-            payload: !live,
             live,
         };
         refusals.extend(unix::settle(
@@ -37,7 +36,7 @@ impl FileSaver {
             &mut self.unix,
             &rules,
         )?);
-        inet::settle(&mut self.files, &self.policy);
+        tcp::drop_unaccepted(&mut self.files, &self.policy);
         if !live {
             let (stops, streams, held) = tcp::settle(&self.files, descriptions)?;
             refusals.extend(stops);

@@ -1,7 +1,7 @@
 //! Raw calls on sockets.
 
-use std::ffi::{c_int, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -263,61 +263,6 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize>
     // SAFETY: the buffer has the length given and lives across the call.
     let r = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     done("recv", fd.as_raw_fd(), r as i64).map(|n| n as usize)
-}
-
-/// One look into a socket's receive queue.
-#[derive(Debug)]
-pub(crate) struct Peeked {
-    /// What was copied into the buffer.
-    pub copied: usize,
-    /// Descriptors or other ancillary data came along.
-    pub ancillary: Option<i32>,
-}
-
-/// Looks at received data without taking it; `None` if there is none.
-pub(crate) fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<Option<Peeked>> {
-    let mut control = [0u64; 128];
-    let mut iov = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
-    // SAFETY: an all-zero msghdr is valid.
-    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
-    msg.msg_iov = &raw mut iov;
-    msg.msg_iovlen = 1;
-    msg.msg_control = control.as_mut_ptr().cast();
-    msg.msg_controllen = size_of_val(&control);
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: all that `msg` points to lives across the call and has the sizes given.
-    let r = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut msg, flags) };
-    let copied = match done("recvmsg", fd.as_raw_fd(), r as i64) {
-        Ok(n) => n as usize,
-        Err(e) if e.errno == Errno::EAGAIN => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let mut ancillary = None;
-    // SAFETY: the kernel filled `msg`; the macros walk inside msg_controllen.
-    let mut c = unsafe { libc::CMSG_FIRSTHDR(&raw const msg) };
-    while !c.is_null() {
-        // SAFETY: non-null headers from the macros lie inside `control`.
-        let head = unsafe { &*c };
-        if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == libc::SCM_RIGHTS {
-            // SAFETY: the data of this header lies inside `control`, ints follow it.
-            let data: *const c_void = unsafe { libc::CMSG_DATA(c) }.cast();
-            let room = head.cmsg_len - (data as usize - c as usize);
-            for i in 0..room / size_of::<RawFd>() {
-                // SAFETY: the kernel installed these descriptors for us alone;
-                // dropping closes them.
-                drop(unsafe { OwnedFd::from_raw_fd(*data.cast::<RawFd>().add(i)) });
-            }
-        }
-        if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type != libc::SCM_CREDENTIALS {
-            ancillary = Some(head.cmsg_type);
-        }
-        // SAFETY: as above.
-        c = unsafe { libc::CMSG_NXTHDR(&raw const msg, c) };
-    }
-    Ok(Some(Peeked { copied, ancillary }))
 }
 
 /// Whether a socket's peer sends nothing more, or it takes nothing more.

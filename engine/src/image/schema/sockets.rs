@@ -249,6 +249,9 @@ pub struct SkPacketEntry {
     pub scm: Vec<ScmEntry>,
     #[prost(message, optional, tag = "128")]
     pub ucred: Option<SkUcredEntry>,
+    /// Our own: the socket it was sent from, where that is not the other end.
+    #[prost(uint32, optional, tag = "7201")]
+    pub from_id: Option<u32>,
 }
 
 /// A netlink socket.

@@ -12,10 +12,12 @@
 //! packet of our own ([`segment`]) that the lock lets pass.
 
 mod back;
+mod examine;
 mod save;
 mod segment;
 
 pub(crate) use back::Connections;
+pub(crate) use examine::{LISTEN, Look, MPTCP, drop_unaccepted, look};
 pub(crate) use save::{Held, Stream, settle};
 
 use std::os::fd::BorrowedFd;

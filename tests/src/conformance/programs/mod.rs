@@ -32,6 +32,8 @@ pub mod settings;
 pub mod sharing;
 pub mod signals;
 pub mod sockets;
+pub mod sockets_inet;
+pub mod sockets_unix;
 pub mod special;
 pub mod tcp;
 pub mod tcp_states;
@@ -78,6 +80,8 @@ pub const ALL: &[&[Case]] = &[
     notify::CASES,
     pidfds::CASES,
     sockets::CASES,
+    sockets_inet::CASES,
+    sockets_unix::CASES,
     tcp::CASES,
     tcp_states::CASES,
     refusals::CASES,
