@@ -20,8 +20,6 @@ pub(super) struct UnixInfo {
     pub backlog: u32,
     /// While listening: who waits to be accepted, by inode.
     pub pending: Vec<u32>,
-    /// Bytes not read.
-    pub unread: u32,
     /// Bit 1: reading, bit 2: writing was shut down.
     pub shutdown: u8,
 }
@@ -40,9 +38,8 @@ const DIAG_ICONS: u16 = 3;
 const DIAG_RQLEN: u16 = 4;
 const DIAG_SHUTDOWN: u16 = 6;
 
-/// All unix sockets of our network namespace, by inode. What is sent to a
-/// connection that was not accepted yet is unread at [`waiting`] for its maker.
-pub(super) fn unix_sockets() -> SysResult<HashMap<u64, UnixInfo>> {
+/// All unix sockets of our network namespace, by inode.
+pub(super) fn unix_sockets() -> SysResult<HashMap<u32, UnixInfo>> {
     let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
     let mut request = Vec::with_capacity(40);
     request.extend_from_slice(&40u32.to_ne_bytes());
@@ -64,12 +61,7 @@ pub(super) fn unix_sockets() -> SysResult<HashMap<u64, UnixInfo>> {
     collect(fd.as_fd())
 }
 
-/// The key of an end that was not accepted yet: its peer's inode, marked.
-pub(super) fn waiting(peer: u32) -> u64 {
-    1 << 32 | u64::from(peer)
-}
-
-fn collect(fd: BorrowedFd<'_>) -> SysResult<HashMap<u64, UnixInfo>> {
+fn collect(fd: BorrowedFd<'_>) -> SysResult<HashMap<u32, UnixInfo>> {
     let failed = |e| SysError::new("sock_diag", "unix sockets", e);
     let mut all = HashMap::new();
     let mut buffer = vec![0; 1 << 16];
@@ -86,12 +78,7 @@ fn collect(fd: BorrowedFd<'_>) -> SysResult<HashMap<u64, UnixInfo>> {
                 }
                 _ => {
                     let (ino, info) = parse(body).ok_or_else(|| failed(Errno::EBADMSG))?;
-                    // An end that was not accepted has no inode.
-                    let key = match (ino, info.peer) {
-                        (0, Some(peer)) => waiting(peer),
-                        _ => u64::from(ino),
-                    };
-                    all.insert(key, info);
+                    all.insert(ino, info);
                 }
             }
         }
@@ -125,7 +112,7 @@ fn parse(body: &[u8]) -> Option<(u32, UnixInfo)> {
         match kind {
             DIAG_PEER => info.peer = Some(word(value, 0)?),
             DIAG_ICONS => info.pending = value.chunks_exact(4).filter_map(|w| word(w, 0)).collect(),
-            DIAG_RQLEN => (info.unread, info.backlog) = (word(value, 0)?, word(value, 4)?),
+            DIAG_RQLEN => info.backlog = word(value, 4)?,
             DIAG_SHUTDOWN => info.shutdown = *value.first()?,
             _ => {}
         }
@@ -150,9 +137,9 @@ mod tests {
         sys::bind(l.as_fd(), &[1, 0]).unwrap();
         sys::listen(l.as_fd(), 33).unwrap();
         sys::shutdown(a.as_fd(), libc::SHUT_WR).unwrap();
-        let ino = |fd: &std::os::fd::OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
+        let ino = |fd: &std::os::fd::OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino as u32;
         let all = unix_sockets().unwrap();
-        assert_eq!(all[&ino(&a)].peer, Some(ino(&b) as u32));
+        assert_eq!(all[&ino(&a)].peer, Some(ino(&b)));
         assert_eq!(all[&ino(&a)].shutdown, 2);
         assert_eq!((all[&ino(&l)].state, all[&ino(&l)].backlog), (10, 33));
     }

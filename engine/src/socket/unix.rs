@@ -7,6 +7,7 @@ use nix::sys::stat::fstat;
 
 use super::diag::{self, UnixInfo};
 use super::home::at_home;
+use super::sys::bytes_unacknowledged;
 use super::unix_queue::Queued;
 use super::{Kind, opts};
 use crate::file::UnixPolicy;
@@ -25,17 +26,17 @@ pub(crate) const LISTEN: u32 = 10;
 /// What is known about all unix sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    infos: HashMap<u64, UnixInfo>,
+    infos: HashMap<u32, UnixInfo>,
     queues: Vec<(u32, Queued)>,
 }
 
 impl Table {
     /// The kernel's view of a socket; asked once for all, and again for newer ones.
     fn info(&mut self, ino: u32, fd: BorrowedFd<'_>) -> Result<UnixInfo, Stop> {
-        if !self.infos.contains_key(&ino.into()) {
+        if !self.infos.contains_key(&ino) {
             self.infos.extend(at_home(fd, diag::unix_sockets)?);
         }
-        match self.infos.get(&ino.into()) {
+        match self.infos.get(&ino) {
             Some(info) => Ok(info.clone()),
             None => refuse(
                 "unix socket",
@@ -199,7 +200,7 @@ pub(crate) fn settle(
     let mut refusals = Vec::new();
     let mut pending = HashMap::new();
     for usk in files.values().filter_map(|s| s.entry.usk.as_ref()) {
-        let info = table.infos.get(&usk.ino.into());
+        let info = table.infos.get(&usk.ino);
         let waiting = info.map_or(&[][..], |i| &i.pending);
         for (place, ino) in waiting.iter().enumerate() {
             pending.insert(*ino, (usk.id, place as u32));
@@ -222,7 +223,7 @@ pub(crate) fn settle(
             continue;
         };
         let decided = match waits_for(saved, &pending) {
-            Some((listener, place)) => pending_connection(saved, table, files.get(&listener))
+            Some((listener, place)) => pending_connection(held.fd.as_fd(), files.get(&listener))
                 .map(|()| (Fate::Kept, None, Some((listener, place)))),
             None => decide(saved, files, &by_ino, rules).map(|(fate, peer)| (fate, peer, None)),
         };
@@ -276,7 +277,7 @@ pub(crate) fn is_removed(saved: &Saved) -> bool {
 }
 
 /// What stands in the way of a connection that was not accepted yet.
-fn pending_connection(saved: &Saved, table: &Table, listener: Option<&Saved>) -> Result<(), Stop> {
+fn pending_connection(fd: BorrowedFd<'_>, listener: Option<&Saved>) -> Result<(), Stop> {
     if listener.is_some_and(is_removed) {
         return refuse(
             "unix connection",
@@ -284,13 +285,11 @@ fn pending_connection(saved: &Saved, table: &Table, listener: Option<&Saved>) ->
             "try again when it is accepted",
         );
     }
-    let ino = saved.entry.usk.as_ref().map_or(0, |u| u.ino);
-    let other = table.infos.get(&diag::waiting(ino));
-    let unread = other.map_or(0, |i| i.unread);
-    if unread > 0 {
+    // Only accept(2) would let us read what its other end has got.
+    if bytes_unacknowledged(fd)? > 0 {
         return refuse(
             "unix connection",
-            format!("it was not accepted yet, and {unread} bytes sent over it cannot be read"),
+            "it was not accepted yet, and what was sent over it cannot be read",
             "try again when it is accepted",
         );
     }
