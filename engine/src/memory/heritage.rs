@@ -9,6 +9,7 @@
 //! What brothers share and their parent has overwritten since is put into the
 //! parent for as long as they are born.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
@@ -152,14 +153,16 @@ pub fn pages<'a>(source: &'a dyn ImageSource, pid: i32) -> Result<Vec<Piece<'a>>
         let mut owners: BTreeMap<i32, Saved<'a>> = BTreeMap::new();
         let mut found = 0;
         for s in &shared {
-            if !owners.contains_key(&s.owner) {
-                let (saved, _) = Saved::load_partly(source, &names::pagemap(s.owner))?;
-                owners.insert(s.owner, saved);
-            }
+            let owner = match owners.entry(s.owner) {
+                Entry::Occupied(e) => e.into_mut(),
+                Entry::Vacant(e) => {
+                    e.insert(Saved::load_partly(source, &names::pagemap(s.owner))?.0)
+                }
+            };
             let n = elsewhere.partition_point(|e| e.start + e.len as u64 <= s.start);
             for e in elsewhere[n..].iter().take_while(|e| e.start < s.end()) {
                 let (from, to) = (e.start.max(s.start), s.end().min(e.start + e.len as u64));
-                for piece in owners[&s.owner].within(from, to) {
+                for piece in owner.within(from, to) {
                     found += piece.bytes.len();
                     all.push(piece);
                 }

@@ -75,10 +75,10 @@ impl Drop for Swap {
         let Some(name) = self.0.to_str().and_then(|n| std::ffi::CString::new(n).ok()) else {
             return;
         };
+        let args = [name.as_ptr() as u64, 0, 0, 0, 0, 0];
         // SAFETY: the name lives through the call.
-        if let Err(e) =
-            unsafe { sys::call(libc::SYS_swapoff, [name.as_ptr() as u64, 0, 0, 0, 0, 0]) }
-        {
+        let off = unsafe { sys::call(libc::SYS_swapoff, args) };
+        if let Err(e) = off {
             eprintln!("swapoff: {e}");
         }
     }

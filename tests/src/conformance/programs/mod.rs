@@ -1,11 +1,13 @@
 //! The programs, by area.
 
 pub mod aio;
+pub mod backing;
 pub mod blocked;
 pub mod bpf;
 pub mod clocks;
 pub mod cow;
 pub mod creds;
+pub mod executables;
 pub mod files;
 pub mod filters;
 pub mod hugetlb;
@@ -48,6 +50,8 @@ pub const ALL: &[&[Case]] = &[
     memory::CASES,
     cow::CASES,
     mappings::CASES,
+    backing::CASES,
+    executables::CASES,
     hugetlb::CASES,
     aio::CASES,
     predump::CASES,
