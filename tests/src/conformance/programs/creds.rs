@@ -37,6 +37,12 @@ pub const CASES: &[Case] = &[
         "an ordinary user in a user namespace",
         user_namespace_user,
     ),
+    Case::new(
+        "creds/user-namespace-threads",
+        "threads with ids of their own in a user namespace",
+        user_namespace_threads,
+    )
+    .not_yet(),
 ];
 
 /// What a process knows of its ids.
@@ -335,4 +341,43 @@ fn user_namespace_user(_: &Stage) -> Result<Check> {
             Ok(())
         },
     )
+}
+
+fn user_namespace_threads(stage: &Stage) -> Result<Check> {
+    let words = sys::Map::forever(4096)?;
+    let member = Member::start("the process in a user namespace", move || {
+        let map = "0 0 1\n33 33 1";
+        enter_user_namespace(map, map)?;
+        let (ask, asked) = mpsc::channel::<()>();
+        let (answered, answer) = mpsc::channel();
+        thread::spawn(move || {
+            // The call itself: libc's would change all threads.
+            let done = sys::numbers(libc::SYS_setresuid, &[33, 33, 33]);
+            let done = done.map_err(|e| e.to_string());
+            let mine = || getresuid().map(|ids| ids.effective.as_raw());
+            while answered.send((done.clone(), sys::gettid(), mine())).is_ok() {
+                if asked.recv().is_err() {
+                    return;
+                }
+            }
+        });
+        let was = answer.recv()?;
+        ensure!(was.0.is_ok() && was.2 == Ok(33), "{was:?}");
+        let tid = was.1 as u64;
+        words
+            .word(0)
+            .store(tid, std::sync::atomic::Ordering::SeqCst);
+        Ok(Box::new(move |f: &mut Findings| {
+            ask.send(())?;
+            f.same("the thread", &was, &answer.recv()?);
+            Ok(())
+        }) as Check)
+    })?;
+    let tid = words.word(0).load(std::sync::atomic::Ordering::SeqCst);
+    stage.expect_refusal(&[
+        format!("pid {}", member.pid),
+        "credentials".into(),
+        format!("thread {tid} has other ids"),
+    ])?;
+    Ok(Box::new(move |f| member.check(f)))
 }

@@ -76,6 +76,11 @@ pub const CASES: &[Case] = &[
         "securebits, locked ones and keep-capabilities",
         securebits,
     ),
+    Case::new(
+        "signals/autodisarm",
+        "an alternate stack that is taken off in handlers (SS_AUTODISARM)",
+        autodisarm,
+    ),
     Case::new("threads/amx", "AMX tiles and the permission for them", amx),
     Case::new(
         "threads/shadow-stack",
@@ -394,6 +399,31 @@ fn securebits(_: &Stage) -> Result<Check> {
         for check in &mut threads {
             check(f)?;
         }
+        Ok(())
+    }))
+}
+
+fn autodisarm(_: &Stage) -> Result<Check> {
+    const SS_AUTODISARM: i32 = 1 << 31;
+    let stack = sys::Map::private(64 << 10)?;
+    let described = libc::stack_t {
+        ss_sp: stack.ptr().as_ptr().cast(),
+        ss_flags: SS_AUTODISARM,
+        ss_size: stack.len(),
+    };
+    // SAFETY: the stack is mapped as long as the program lives.
+    let r = unsafe { libc::sigaltstack(&described, std::ptr::null_mut()) };
+    ensure!(r == 0, "sigaltstack");
+    Ok(Box::new(move |f| {
+        // SAFETY: all-zero is valid; the kernel fills it.
+        let (r, now) = unsafe {
+            let mut now: libc::stack_t = std::mem::zeroed();
+            (libc::sigaltstack(std::ptr::null(), &mut now), now)
+        };
+        f.same("sigaltstack", &0, &r);
+        f.same("place", &stack.addr(), &(now.ss_sp as usize));
+        f.same("size", &stack.len(), &now.ss_size);
+        f.same("flags", &SS_AUTODISARM, &now.ss_flags);
         Ok(())
     }))
 }
