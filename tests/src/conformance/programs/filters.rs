@@ -196,7 +196,7 @@ fn nftables(_: &Stage) -> Result<Check> {
     transaction(&[nft(5, 0, &[text(1, "t"), text(3, "gone")])])?;
     let before = ruleset()?;
     ensure!(
-        before[2].len() == 3 && before[4][0].len() > 80,
+        before[2].len() == 3 && before[4][0].len() > 60,
         "the ruleset is not there"
     );
     Ok(Box::new(move |f: &mut Findings| {
