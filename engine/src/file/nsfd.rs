@@ -22,6 +22,9 @@ const KINDS: [(&str, i32, u32); 8] = [
     ("time", 0x80, 8),
 ];
 
+/// Kinds that exist again before any process takes its descriptors.
+const MADE_FIRST: [&str; 5] = ["mnt", "uts", "user", "net", "ipc"];
+
 /// Saves which kind it is, and whether it is the host's.
 pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
     let name = file.link.split(':').next().unwrap_or_default();
@@ -53,8 +56,15 @@ pub(crate) fn settle(saved: &mut Saved, pids: impl Iterator<Item = i32>) -> Resu
     };
     let lives = |pid: &i32| inode(&pid.to_string(), &ns.kind) == Some(wanted);
     ns.pid = pids.into_iter().find(lives);
-    if ns.pid.is_some() {
+    if ns.pid.is_some() && MADE_FIRST.contains(&ns.kind.as_str()) {
         return Ok(());
+    }
+    if ns.pid.is_some() {
+        let reason = format!(
+            "descriptors of the service's own {} namespace are not carried",
+            ns.kind
+        );
+        return refuse("namespace descriptor", reason, "untag the unit");
     }
     refuse(
         "namespace descriptor",

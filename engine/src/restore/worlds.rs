@@ -181,7 +181,12 @@ impl Worlds {
             "user" => foreign(ids.user_ns_id, self.host.user_ns_id)
                 .and_then(|i| self.users.get(&i))
                 .map(|ns| ns.ns()),
-            "time" => return Ok(File::open("/proc/self/ns/time_for_children")?.into()),
+            "net" => foreign(ids.net_ns_id, self.host.net_ns_id)
+                .and_then(|i| self.nets.get(&i))
+                .map(|ns| ns.ns()),
+            "ipc" => foreign(ids.ipc_ns_id, self.host.ipc_ns_id)
+                .and_then(|i| self.ipcs.get(&i))
+                .map(|ns| ns.ns()),
             _ => None,
         };
         let none = || io::Error::other("not one of those that were made again");
