@@ -30,6 +30,8 @@ pub struct Vma {
     pub foreign_segment: Option<u64>,
     /// Bytes of its pages (`KernelPageSize:`), more than usual for hugetlb.
     pub page_bytes: u64,
+    /// Number of its protection key, see pkeys(7); 0 where it has none.
+    pub protection_key: u32,
 }
 
 impl Vma {
@@ -96,6 +98,9 @@ fn parse(text: &[u8]) -> Option<Vec<Vma>> {
             let kib = std::str::from_utf8(rest).ok()?.trim().strip_suffix(" kB")?;
             let kib: u64 = kib.parse().ok()?;
             vmas.last_mut()?.page_bytes = kib.checked_mul(1024)?;
+        } else if let Some(rest) = line.strip_prefix(b"ProtectionKey:") {
+            vmas.last_mut()?.protection_key =
+                std::str::from_utf8(rest).ok()?.trim().parse().ok()?;
         } else if is_key_line(line) {
             vmas.last()?;
         } else {
@@ -150,6 +155,7 @@ fn parse_head(line: &[u8]) -> Option<Vma> {
         flags: Vec::new(),
         foreign_segment: None,
         page_bytes: 4096,
+        protection_key: 0,
     };
     (vma.end > vma.start).then_some(vma)
 }
@@ -173,6 +179,23 @@ mod tests {
                 .unwrap();
         assert_eq!(v[0].name, b"/a b\xff (deleted)");
         assert!(v[0].shared && v[0].offset == 0x1000 && v[0].dev == (0xfd, 1));
+    }
+
+    #[test]
+    fn keyed_mappings_are_refused() {
+        let text = |prot: &str, key: u32| {
+            let head = format!("1000-2000 {prot} 00000000 00:00 0 \n");
+            format!(
+                "{head}KernelPageSize:        4 kB\nProtectionKey:         {key}\nVmFlags: rd \n"
+            )
+        };
+        let refused = |text: String| {
+            let vmas = parse(text.as_bytes()).unwrap();
+            super::super::vma::refusals(1, "x", &vmas).len()
+        };
+        assert_eq!(refused(text("rw-p", 0)), 0);
+        assert_eq!(refused(text("rw-p", 3)), 1);
+        assert_eq!(refused(text("--xp", 1)), 0);
     }
 
     proptest::proptest! {

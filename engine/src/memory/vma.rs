@@ -142,7 +142,16 @@ pub fn open_flags(v: &Vma) -> i32 {
 /// What stands in the way in a list of mappings.
 pub fn refusals(pid: i32, comm: &str, vmas: &[Vma]) -> Vec<Refusal> {
     let one = |v: &Vma| {
-        let (reason, advice) = classify(v).err()?;
+        let keyed = (
+            "it has a protection key, and those are not carried yet",
+            "untag the unit",
+        );
+        // Memory that may only be executed has a key of the kernel's choice.
+        let of_its_own = v.protection_key != 0 && v.prot != libc::PROT_EXEC;
+        let (reason, advice) = match of_its_own {
+            true => keyed,
+            false => classify(v).err()?,
+        };
         Some(Refusal {
             pid,
             comm: comm.to_owned(),
@@ -400,6 +409,7 @@ mod tests {
             flags: vec![],
             foreign_segment: None,
             page_bytes: 4096,
+            protection_key: 0,
         }
     }
 
