@@ -82,6 +82,10 @@ pub struct RcrTask {
     /// Wait status of its first thread, where that has ended before the others.
     #[prost(int32, optional, tag = "31")]
     pub dead_leader: Option<i32>,
+    /// PID namespace its children are born into, where not its own: the id of
+    /// its first process, 0 for one that has none yet.
+    #[prost(int32, optional, tag = "40")]
+    pub pid_ns_of_children: Option<i32>,
     /// Names given to private mappings (`PR_SET_VMA_ANON_NAME`).
     #[prost(message, repeated, tag = "6")]
     pub vma_names: Vec<VmaName>,

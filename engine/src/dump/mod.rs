@@ -35,6 +35,7 @@ use crate::memory::pages::Runs;
 use crate::memory::shmem::Objects;
 use crate::memory::sysv::Segments;
 use crate::memory::vdso::Vdso;
+use crate::namespace::pid::Numbering;
 use crate::namespace::{self, MountPolicy, NamespaceError, NsIds, NsKind};
 use crate::predump::{Parent, PreDumpError};
 use crate::remote::RemoteError;
@@ -198,6 +199,8 @@ struct Dump<'a> {
     shared: Objects,
     segments: Segments,
     namespaces: numbers::Table,
+    /// Ids as the images use them.
+    numbering: Numbering,
     tables: Vec<(i32, Vec<FdinfoEntry>)>,
     next_pages_id: u32,
     stats: DumpStats,
@@ -315,17 +318,30 @@ fn dump_whole(
         shared: Objects::default(),
         segments: Segments::default(),
         namespaces: numbers::Table::new()?,
+        numbering: Numbering::of(frozen.processes.iter().map(|p| &p.info))?,
         tables: Vec::new(),
         next_pages_id: 1,
         stats: DumpStats::default(),
     };
+    if parent.is_some()
+        && dump.numbering.is_inner()
+        && let Some(p) = frozen.processes.first()
+    {
+        return Err(DumpError::Refused(vec![Refusal {
+            pid: p.info.pid,
+            comm: p.info.comm.clone(),
+            object: "PID namespace".into(),
+            reason: "its pre-dump names processes by other ids than its dump".into(),
+            advice: "dump it without a pre-dump".into(),
+        }]));
+    }
     let mut tree = Vec::new();
     for (p, settled) in frozen.processes.iter().zip(settled) {
         dump.files.note_process(p.info.pid);
         dump.process(p, settled, options)?;
         dump.stats.processes += 1;
         dump.stats.threads += p.info.tids.len();
-        let number = |v: i32| v as u32;
+        let number = |v: i32| dump.numbering.id(v) as u32;
         // A parent outside of the dump is none.
         let has_parent = frozen.processes.iter().any(|q| q.info.pid == p.info.ppid);
         tree.push(PstreeEntry {
@@ -347,6 +363,7 @@ fn dump_whole(
         shared,
         segments,
         mut namespaces,
+        numbering,
         tables,
         mut next_pages_id,
         mut stats,
@@ -368,7 +385,11 @@ fn dump_whole(
             file_id: e.id,
         }));
     }
+    if numbering.is_inner() {
+        files.renumber(|pid| numbering.id(pid));
+    }
     frozen.hold(files.finish(sink)?);
+    numbering.save(sink)?;
     put_records(sink, Kind::Seccomp, names::SECCOMP, &[filters.into_entry()])?;
     put_records(sink, Kind::Pstree, names::PSTREE, &tree)?;
     if !options.carry.is_empty() {

@@ -10,7 +10,7 @@ use crate::ext::{self, RcrTask, RcrTime, VmaName};
 use crate::file::{FileSaver, TaskFiles};
 use crate::freeze::FrozenProcess;
 use crate::image::schema::{
-    CoreEntry, FsEntry, March, MmEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry,
+    CoreEntry, FsEntry, March, MmEntry, TaskCoreEntry, TaskKobjIdsEntry, TaskTimersEntry, VmaEntry,
 };
 use crate::image::{Kind, names, put_records};
 use crate::memory::extra::{self, RcrMm};
@@ -60,11 +60,13 @@ impl Dump<'_> {
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
         let vdso = Vdso::find(&ready.vmas);
         let mut ids = self.namespaces.save(voice, options, self.sink)?;
-        self.sharing.number(pid, &mut ids);
+        let id = self.numbering.id(pid);
+        self.sharing
+            .number(pid, &mut ids, |pid| self.numbering.id(pid));
         put_records(
             self.sink,
             Kind::Ids,
-            &names::ids(pid),
+            &names::ids(id),
             std::slice::from_ref(&ids),
         )?;
 
@@ -99,12 +101,13 @@ impl Dump<'_> {
             time_for_children,
             exit_signal: Some(p.info.exit_signal),
             dead_leader: p.info.leader_is_dead().then_some(p.info.exit_code),
+            pid_ns_of_children: self.numbering.of_children(voice)?,
             ..own
         };
         Ok(put_records(
             self.sink,
             Kind::RcrTasks,
-            &ext::task_image(pid),
+            &ext::task_image(id),
             &[task],
         )?)
     }
@@ -120,7 +123,7 @@ impl Dump<'_> {
     }
 
     fn zombie(&mut self, p: &FrozenProcess) -> Result<(), DumpError> {
-        let pid = p.info.pid;
+        let id = self.numbering.id(p.info.pid);
         let core = CoreEntry {
             mtype: March::X8664 as i32,
             tc: Some(TaskCoreEntry {
@@ -131,7 +134,7 @@ impl Dump<'_> {
             }),
             ..CoreEntry::default()
         };
-        put_records(self.sink, Kind::Core, &names::core(pid), &[core])?;
+        put_records(self.sink, Kind::Core, &names::core(id), &[core])?;
         let ext = RcrTask {
             zombie: true,
             exit_status: p.info.exit_code,
@@ -140,7 +143,7 @@ impl Dump<'_> {
         Ok(put_records(
             self.sink,
             Kind::RcrTasks,
-            &ext::task_image(pid),
+            &ext::task_image(id),
             &[ext],
         )?)
     }
@@ -170,11 +173,16 @@ impl Dump<'_> {
         if self.parent.is_some() {
             self.stats.parent_bytes += ranges::bytes(&kept);
         }
-        let name = names::pagemap(p.info.pid);
+        let id = self.numbering.id(p.info.pid);
+        let name = names::pagemap(id);
         pages::save(p.info.voice(), &name, &fresh, &kept, pages_id, self.sink)?;
         if !ready.common.is_empty() {
-            let name = heritage::image(p.info.pid);
-            put_records(self.sink, Kind::RcrTasks, &name, &ready.common)?;
+            let name = heritage::image(id);
+            let mut common = ready.common.clone();
+            for c in &mut common {
+                c.owner = self.numbering.id(c.owner);
+            }
+            put_records(self.sink, Kind::RcrTasks, &name, &common)?;
         }
         Ok((Some(mm_entry), names_of_vmas))
     }
@@ -189,9 +197,10 @@ impl Dump<'_> {
             comm: &p.info.comm,
             mnt_ns,
         };
+        let id = self.numbering.id(pid);
         if self.sharing.owns_files(pid) {
             let fdinfo = self.files.save_fds(&task)?;
-            FileSaver::put_table(self.sink, pid as u32, &fdinfo)?;
+            FileSaver::put_table(self.sink, id as u32, &fdinfo)?;
             self.tables.push((pid, fdinfo));
         }
         let dir = libc::O_PATH | libc::O_DIRECTORY;
@@ -204,7 +213,7 @@ impl Dump<'_> {
             root_id,
             umask: Some(status.umask()),
         };
-        Ok(put_records(self.sink, Kind::Fs, &names::fs(pid), &[fs])?)
+        Ok(put_records(self.sink, Kind::Fs, &names::fs(id), &[fs])?)
     }
 
     /// Saves the file that a link in `/proc` leads to, to be opened with
@@ -314,8 +323,9 @@ impl Dump<'_> {
         let (tc, own) = self.process_state(p, &workshop, &mut mm_entry, &mut extra)?;
         if let Some(mm_entry) = mm_entry {
             policies(&workshop, &mm_entry.vmas, &mut extra)?;
-            put_records(self.sink, Kind::Mm, &names::mm(pid), &[mm_entry])?;
-            extra.save(pid, self.sink)?;
+            let id = self.numbering.id(pid);
+            put_records(self.sink, Kind::Mm, &names::mm(id), &[mm_entry])?;
+            extra.save(id, self.sink)?;
         }
         let mut tc = Some((tc, ids));
         for t in &settled {
@@ -337,6 +347,14 @@ impl Dump<'_> {
             self.put_thread(t.tid, core, ext)?;
         }
         Ok(own)
+    }
+
+    /// With the threads to be signalled as the images number them.
+    fn timers(&self, mut timers: TaskTimersEntry) -> TaskTimersEntry {
+        for t in &mut timers.posix {
+            t.notify_thread_id = t.notify_thread_id.map(|tid| self.numbering.id(tid));
+        }
+        timers
     }
 
     /// Asks the process itself for what only it can tell.
@@ -421,7 +439,7 @@ impl Dump<'_> {
             personality: u32::from_str_radix(personality.trim(), 16).unwrap_or(0),
             flags: p.info.flags,
             comm: p.info.comm.clone(),
-            timers: Some(timers::answers(&out, &timer_query)),
+            timers: Some(self.timers(timers::answers(&out, &timer_query))),
             rlimits: Some(limits::save(pid).map_err(io("limits"))?),
             cg_set: Some(1),
             signals_s: Some(signals::save_queue(pid, true)?),

@@ -55,8 +55,10 @@ impl Sharing {
     }
 
     /// Numbers the four objects of a process.
-    pub fn number(&self, pid: i32, ids: &mut TaskKobjIdsEntry) {
-        let id = |kind| self.owner(kind, pid) as u32;
+    ///
+    /// `id` gives the images' numbers of processes.
+    pub fn number(&self, pid: i32, ids: &mut TaskKobjIdsEntry, id: impl Fn(i32) -> i32) {
+        let id = |kind| id(self.owner(kind, pid)) as u32;
         (ids.vm_id, ids.files_id) = (id(0), id(1));
         (ids.fs_id, ids.sighand_id) = (id(2), id(3));
     }

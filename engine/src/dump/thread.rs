@@ -127,12 +127,13 @@ impl Dump<'_> {
         core: CoreEntry,
         ext: RcrThread,
     ) -> Result<(), DumpError> {
-        let name = crate::image::names::core(tid);
+        let id = self.numbering.id(tid);
+        let name = crate::image::names::core(id);
         put_records(self.sink, Kind::Core, &name, &[core])?;
         Ok(put_records(
             self.sink,
             Kind::RcrTasks,
-            &ext::thread_image(tid),
+            &ext::thread_image(id),
             &[ext],
         )?)
     }

@@ -30,7 +30,7 @@ use crate::socket::{inet, netlink, packet, tcp};
 /// its own duplicates when dropped.
 pub struct FileBuilder<'a> {
     source: &'a dyn ImageSource,
-    env: &'a dyn RestoreEnv,
+    pub(super) env: &'a dyn RestoreEnv,
     saved_realtime: Duration,
     pub(super) entries: BTreeMap<u32, FileEntry>,
     pub(super) extras: BTreeMap<u32, RcrFile>,
@@ -375,7 +375,8 @@ impl<'a> FileBuilder<'a> {
                     // Something to hold the number until its process has its threads.
                     return pidfd::stand_in();
                 }
-                (pidfd::restore(e, extra, &mut self.dead)?, e.flags)
+                let here = |id| self.env.pid_here(id);
+                (pidfd::restore(e, extra, &mut self.dead, here)?, e.flags)
             }
             FdTypes::Bpfmap => {
                 let e = entry.bpf.as_ref().ok_or_else(incomplete)?;

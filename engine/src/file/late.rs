@@ -125,6 +125,8 @@ struct Numbers<'a> {
     entries: HashMap<u32, &'a FdinfoEntry>,
     /// Above all of them.
     end: u32,
+    /// See [`spare_number`].
+    spare: u32,
 }
 
 impl<'a> Numbers<'a> {
@@ -132,12 +134,13 @@ impl<'a> Numbers<'a> {
         Self {
             entries: table.iter().map(|e| (e.fd, e)).collect(),
             end: table.iter().map(|e| e.fd + 1).max().unwrap_or(0),
+            spare: spare_number(table),
         }
     }
 }
 
 impl FileBuilder<'_> {
-    /// Appends what task `pid` adds to its epoll instances, while it may still
+    /// Appends what task `pid`, numbered as in the images, adds to its epoll instances, while it may still
     /// trace us. `table` is its own, placed.
     pub fn late(
         &mut self,
@@ -170,10 +173,14 @@ impl FileBuilder<'_> {
                 program.call(libc::SYS_listen, format!("listen on fd {fd}"), &args);
             }
             if let Some((fown, flags)) = owner_of(&entry, &extra) {
-                set_owner(&fown, flags, fd, program);
+                let there = FownEntry {
+                    pid: self.env.pid_seen(pid, fown.pid as i32) as u32,
+                    ..fown
+                };
+                set_owner(&there, flags, fd, program);
             }
         }
-        self.open_threads(table, program);
+        self.open_threads(pid, table, program);
         let mut seen = BTreeSet::new();
         for slot in table.iter().filter(|s| seen.insert(s.id)) {
             let locks = self.extra(slot.id).map_or(&[][..], |e| &e.locks);
@@ -184,7 +191,7 @@ impl FileBuilder<'_> {
     }
 
     /// Pidfds of threads other than the first are opened where these are.
-    fn open_threads(&self, table: &[FdinfoEntry], program: &mut Program) {
+    fn open_threads(&self, pid: i32, table: &[FdinfoEntry], program: &mut Program) {
         let mut made = BTreeMap::new();
         for slot in table {
             let target = self.extra(slot.id).and_then(|e| e.pidfd);
@@ -198,11 +205,12 @@ impl FileBuilder<'_> {
             let flags = entry.map_or(0, |e| e.flags as i32);
             let flags = flags & (sys::PIDFD_THREAD | libc::O_NONBLOCK);
             let what = format!("open the pidfd of thread {tid} as fd {}", slot.fd);
+            let seen = self.env.pid_seen(pid, tid);
             let op = *made.entry(slot.id).or_insert_with(|| {
                 program.call(
                     libc::SYS_pidfd_open,
                     what.clone(),
-                    &[tid.into(), flags.into()],
+                    &[seen.into(), flags.into()],
                 )
             });
             let cloexec = if slot.flags & 1 != 0 {
@@ -256,8 +264,7 @@ impl FileBuilder<'_> {
                 add(epfd, w, program);
             } else {
                 let ours = self.open(target)?.as_raw_fd();
-                let high = numbers.end.max(w.tfd + 1);
-                add_elsewhere(epfd, w, ours, here, high, program);
+                add_elsewhere(epfd, w, ours, here, &numbers, program);
             }
         }
         Ok(())
@@ -279,6 +286,14 @@ fn add(epfd: u32, w: &EventpollTfdEntry, program: &mut Program) {
     );
 }
 
+/// Where our pidfd sits in a task's table while its files are placed: a number
+/// that none of them has.
+pub fn spare_number(table: &[FdinfoEntry]) -> u32 {
+    let taken: BTreeSet<u32> = table.iter().map(|e| e.fd).collect();
+    // Not 0: there it is opened.
+    (1..).find(|n| !taken.contains(n)).unwrap_or(1)
+}
+
 /// The number under which a file is watched stands for something else by now:
 /// it is lent to the file while it is added.
 fn add_elsewhere(
@@ -286,9 +301,11 @@ fn add_elsewhere(
     w: &EventpollTfdEntry,
     ours: i32,
     here: Option<&FdinfoEntry>,
-    high: u32,
+    numbers: &Numbers<'_>,
     program: &mut Program,
 ) {
+    let pidfd = numbers.spare;
+    let high = numbers.end.max(pidfd + 1).max(w.tfd + 1);
     let what = format!("epoll fd {epfd}, former fd {}", w.tfd);
     let mut call = |nr, args: &[Arg]| program.call(nr, what.clone(), args);
     let above = [
@@ -296,13 +313,9 @@ fn add_elsewhere(
         Arg::Imm(high.into()),
     ];
     // New numbers might be the very one in question: go above all in use.
-    let me = std::process::id() as i32;
-    let low = call(libc::SYS_pidfd_open, &[me.into(), 0.into()]);
-    let pidfd = call(libc::SYS_fcntl, &[low.into(), above[0], above[1]]);
-    call(libc::SYS_close, &[low.into()]);
     let low = call(
         libc::SYS_pidfd_getfd,
-        &[pidfd.into(), ours.into(), 0.into()],
+        &[Arg::Imm(pidfd.into()), ours.into(), 0.into()],
     );
     let file = call(libc::SYS_fcntl, &[low.into(), above[0], above[1]]);
     call(libc::SYS_close, &[low.into()]);
@@ -322,7 +335,6 @@ fn add_elsewhere(
         }
     }
     call(libc::SYS_close, &[file.into()]);
-    call(libc::SYS_close, &[pidfd.into()]);
 }
 
 /// Who gets SIGIO for a file, and its status flags.
@@ -344,6 +356,27 @@ pub(crate) fn owner_of(entry: &FileEntry, extra: &RcrFile) -> Option<(FownEntry,
         .or(e.bpf.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.pidfd.as_ref().map(|f| (f.fown, f.flags)))
         .or(extra.fifo_fown.zip(extra.fifo_flags))
+}
+
+/// Who gets SIGIO for a file, to be changed.
+pub(crate) fn owner_mut<'a>(
+    e: &'a mut FileEntry,
+    extra: &'a mut RcrFile,
+) -> Option<&'a mut FownEntry> {
+    None.or(e.reg.as_mut().map(|f| &mut f.fown))
+        .or(e.isk.as_mut().map(|f| &mut f.fown))
+        .or(e.usk.as_mut().map(|f| &mut f.fown))
+        .or(e.nlsk.as_mut().map(|f| &mut f.fown))
+        .or(e.efd.as_mut().map(|f| &mut f.fown))
+        .or(e.epfd.as_mut().map(|f| &mut f.fown))
+        .or(e.sgfd.as_mut().map(|f| &mut f.fown))
+        .or(e.tfd.as_mut().map(|f| &mut f.fown))
+        .or(e.pipe.as_mut().map(|f| &mut f.fown))
+        .or(e.memfd.as_mut().map(|f| &mut f.fown))
+        .or(e.ify.as_mut().map(|f| &mut f.fown))
+        .or(e.ffy.as_mut().map(|f| &mut f.fown))
+        .or(e.pidfd.as_mut().map(|f| &mut f.fown))
+        .or(extra.fifo_fown.as_mut())
 }
 
 fn set_owner(fown: &FownEntry, flags: u32, fd: u32, program: &mut Program) {

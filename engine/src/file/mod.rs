@@ -48,6 +48,7 @@ use std::time::Duration;
 
 pub use builder::{FileBuilder, SilentConnections};
 pub use error::{BuildError, FileError};
+pub(crate) use late::spare_number;
 pub use record::{
     Fate, RcrFile, RcrFilesHead, RcrLock, RcrNamespaceFd, RcrPidfd, RcrSocket, RcrSocketOption,
     RcrWatched,
@@ -165,6 +166,18 @@ pub trait RestoreEnv {
 
     /// How long the tasks were away, by the wall clock.
     fn away(&self) -> Duration;
+
+    /// Our number for a task of the images.
+    fn pid_here(&self, id: i32) -> i32 {
+        id
+    }
+
+    /// The number by which task `viewer` knows task `id`, both as the images
+    /// number them; 0 for none.
+    fn pid_seen(&self, viewer: i32, id: i32) -> i32 {
+        let _ = viewer;
+        id
+    }
 }
 
 /// A file that another one refers to.

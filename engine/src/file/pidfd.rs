@@ -66,11 +66,12 @@ impl Dead {
     }
 }
 
-/// Opens it, or one of a process that has ended in the same way.
+/// Opens it, `here` telling our number for a task, or one of a process that has ended in the same way.
 pub(crate) fn restore(
     entry: &PidfdEntry,
     extra: Option<&RcrFile>,
     dead: &mut Dead,
+    here: impl Fn(i32) -> i32,
 ) -> Result<OwnedFd, BuildError> {
     let target = extra.and_then(|e| e.pidfd);
     if entry.nspid < 0 {
@@ -78,7 +79,7 @@ pub(crate) fn restore(
         return dead.take(entry, status);
     }
     let pid = target.and_then(|t| t.pid).unwrap_or(entry.nspid);
-    Ok(sys::pidfd_open(pid, thread_flag(entry.flags))?)
+    Ok(sys::pidfd_open(here(pid), thread_flag(entry.flags))?)
 }
 
 fn thread_flag(flags: u32) -> i32 {

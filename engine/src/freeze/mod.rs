@@ -21,6 +21,9 @@ use crate::tree::{Process, Tree, list_tids, thread_is_dead};
 
 pub use cgroup::CgroupFreezer;
 
+/// How long the end of a PID namespace is waited for.
+const INIT_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Why a tree could not be frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
@@ -132,6 +135,11 @@ impl Frozen {
 /// Kills processes whose threads we trace, and waits until they are gone; a
 /// process that is somebody else's child is left to its parent.
 pub(crate) fn kill_and_reap(pids: &[i32]) {
+    // The first process of a PID namespace ends when all others of it are
+    // reaped, which may take somebody whom we have to let do it.
+    let (inits, others): (Vec<i32>, Vec<i32>) = pids
+        .iter()
+        .partition(|&&pid| crate::namespace::pid::is_init_below(pid));
     // A leader cannot be waited for before its threads are.
     let mut tids = Vec::new();
     for &pid in pids {
@@ -147,10 +155,21 @@ pub(crate) fn kill_and_reap(pids: &[i32]) {
             Err(e) => tracing::warn!(pid, "kill: {e}"),
         }
     }
-    for tid in tids.into_iter().chain(pids.iter().copied()) {
+    for tid in tids.into_iter().chain(others) {
         while let Ok(stop) = ptrace::wait(tid) {
             if matches!(stop, Stop::Gone(_)) {
                 break;
+            }
+        }
+    }
+    let end = Instant::now() + INIT_PATIENCE;
+    for pid in inits.into_iter().rev() {
+        loop {
+            match ptrace::try_wait(pid) {
+                Ok(Some(Stop::Gone(_))) | Err(_) => break,
+                Ok(None) if Instant::now() > end => break,
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(Some(_)) => {}
             }
         }
     }

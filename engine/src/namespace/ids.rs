@@ -152,14 +152,11 @@ pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
             advice: advice.to_owned(),
         });
     };
-    let foreign = [
-        (
-            NsKind::Cgroup,
-            "cgroup namespace",
-            "ProtectControlGroups=private or strict",
-        ),
-        (NsKind::Pid, "PID namespace", "PrivatePIDs="),
-    ];
+    let foreign = [(
+        NsKind::Cgroup,
+        "cgroup namespace",
+        "ProtectControlGroups=private or strict",
+    )];
     for (kind, object, setting) in foreign {
         if !task.same(&host, kind) {
             let advice = format!("untag the unit or run it without {setting}");
@@ -171,11 +168,11 @@ pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
         }
     }
     let children = task.get(NsKind::PidForChildren);
-    if children != 0 && children != task.get(NsKind::Pid) {
-        let advice = "untag the unit, it prepares a PID namespace for its children";
+    if children != task.get(NsKind::Pid) && threads(pid) > 1 {
+        let advice = "try again when it has a single thread";
         refuse(
             "PID namespace for children",
-            "it differs from the task's own",
+            "it differs from its own, and a process with threads cannot be given one again",
             advice,
         );
     }
@@ -247,6 +244,10 @@ fn inode(fd: &OwnedFd, path: &str) -> Result<u64, NamespaceError> {
     Ok(fstat(fd)
         .map_err(NamespaceError::call("fstat", path))?
         .st_ino)
+}
+
+fn threads(pid: Pid) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// The task's name, for messages.

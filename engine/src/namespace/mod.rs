@@ -7,7 +7,8 @@
 //! | user | one level below the initial one: id maps ([`user`]) |
 //! | network | devices, addresses, routes, filters, settings ([`net`]) |
 //! | IPC | System V objects and limits ([`ipc`]) |
-//! | PID, cgroup | only the host's own; others are refused |
+//! | PID | ids in every namespace ([`pid`]); made with its first process |
+//! | cgroup | only the host's own; others are refused |
 //! | time | by whoever restores the clocks |
 //!
 //! "The host" is the calling thread's own namespaces throughout.
@@ -18,6 +19,7 @@ pub mod ipc;
 mod make;
 pub mod mnt;
 pub mod net;
+pub mod pid;
 mod sys;
 pub mod user;
 pub mod uts;

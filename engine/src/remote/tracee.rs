@@ -12,10 +12,8 @@ use super::program::{Arg, OnError, OpId, Outcome, Program};
 
 /// Bytes at the start of an arena that hold the interpreter.
 const CODE_BYTES: u64 = 4096;
-/// Then the arguments of the call that says a program is done.
-const DONE_BYTES: u64 = 64;
 /// Then, as long as the arena's owner says so, the frame to return by.
-const HEAD_BYTES: u64 = CODE_BYTES + DONE_BYTES + FRAME_BYTES_MAX as u64;
+const HEAD_BYTES: u64 = CODE_BYTES + FRAME_BYTES_MAX as u64;
 
 /// Why a remote program did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +92,7 @@ impl Arena {
 
     /// Where a frame lies by which a task returns should we be gone.
     pub fn frame(&self) -> u64 {
-        self.base + CODE_BYTES + DONE_BYTES
+        self.base + CODE_BYTES
     }
 }
 
@@ -222,18 +220,6 @@ impl Tracee {
                 &data,
             )?;
         }
-        let done_at = arena.base + CODE_BYTES;
-        let done = [self.tid as u64, arch::DONE_SIGNAL as u64]
-            .map(u64::to_le_bytes)
-            .concat();
-        write_memory(
-            self.tid,
-            &[Span {
-                start: done_at,
-                len: done.len(),
-            }],
-            &done,
-        )?;
         let regs = ptrace::get_regs(self.tid)?;
         let mut results: Vec<i64> = Vec::with_capacity(program.ops.len());
         for chunk in program.ops.chunks(room - 1) {
@@ -270,7 +256,7 @@ impl Tracee {
             write_memory(self.tid, &[span], &table)?;
             ptrace::set_regs(
                 self.tid,
-                &arch::point_at(&regs, arena.base, table_at, arena.frame(), done_at),
+                &arch::point_at(&regs, arena.base, table_at, arena.frame()),
             )?;
             self.go(arena, &mut births)?;
 

@@ -3,6 +3,7 @@
 //! A process is born stopped, with a mapping of ours at an address that is free
 //! both in our layout and in those of all processes of the dump.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -22,7 +23,7 @@ use crate::memory::layout::find_gap;
 use crate::memory::vdso::Vdso;
 use crate::memory::{MemoryError, maps};
 use crate::remote::{Arena, Program, Tracee, find_syscall};
-use crate::sys::process::{CloneArgs, spawn_waiting};
+use crate::sys::process::{CloneArgs, pidfd_open, spawn_waiting};
 use crate::sys::ptrace::{self, Stop};
 use crate::task::signals;
 
@@ -75,6 +76,9 @@ pub struct Birth {
     pub park: u64,
     /// The process whose restored memory it was born with; `None`: ours.
     pub space: Option<i32>,
+    /// The number under which it has a pidfd of ours, from its birth on: where
+    /// we cannot be named by an id, there is no other way to us.
+    pub pidfd: i32,
 }
 
 /// Makes all processes, parents first.
@@ -86,6 +90,8 @@ pub fn bear(
     worlds: &Worlds,
 ) -> Result<BTreeMap<i32, Birth>, RestoreError> {
     let me = std::process::id() as i32;
+    // Every process is a fork of ours and inherits it.
+    let pidfd = pidfd_open(me)?;
     let own = maps::read_ranges(me).map_err(RestoreError::io("own mappings"))?;
     let vdso = Vdso::find(&own).ok_or(MemoryError::Vdso("this process has none".into()))?;
     let mut taken: Vec<Range<u64>> = own.iter().map(|v| v.start..v.end).collect();
@@ -104,6 +110,7 @@ pub fn bear(
         vdso,
         park: base + ARENA_BYTES + SPACING,
         space: None,
+        pidfd: pidfd.as_raw_fd(),
     };
 
     let mut nursery = Nursery {
@@ -114,6 +121,7 @@ pub fn bear(
         birth,
         born: BTreeMap::new(),
         inner_ghosts: Vec::new(),
+        kept: RefCell::default(),
     };
     for p in &images.processes {
         nursery.bear(p)?;
@@ -137,6 +145,8 @@ struct Nursery<'a, 'm, 'f> {
     /// Stand-ins for dead session leaders that are children of the tree:
     /// parent and session.
     inner_ghosts: Vec<(i32, i32)>,
+    /// Descriptors that programs take.
+    kept: RefCell<Vec<File>>,
 }
 
 impl Nursery<'_, '_, '_> {
@@ -162,7 +172,7 @@ impl Nursery<'_, '_, '_> {
         } else if self.images.has(p.sid) {
             // A brother of its session's leader.
             self.fork(p.sid, p, libc::CLONE_PARENT as u64)?;
-        } else if Path::new(&format!("/proc/{}", p.sid)).exists() {
+        } else if lives_outside(p.sid) {
             // Its session lives on outside of the tree: it gets ours.
             self.root(p.pid, &p.ext.cgroup)?;
         } else {
@@ -206,7 +216,7 @@ impl Nursery<'_, '_, '_> {
     /// outside of the tree is replaced by ours.
     fn called_here(&self, sid: i32) -> i32 {
         let inside = self.images.has(sid) || self.made.ghosts.contains(&sid);
-        match !inside && Path::new(&format!("/proc/{sid}")).exists() {
+        match !inside && lives_outside(sid) {
             true => getsid(0).unwrap_or(sid),
             false => sid,
         }
@@ -216,7 +226,7 @@ impl Nursery<'_, '_, '_> {
     /// after it had children in it.
     fn former_session(&self, p: &ProcessImage) -> Option<i32> {
         let reaper = p.live.as_ref().and_then(|l| l.tc.child_subreaper);
-        if reaper == Some(true) {
+        if reaper == Some(true) || self.images.pids.is_init(p.pid) {
             // They may as well be orphans.
             return None;
         }
@@ -284,7 +294,7 @@ impl Nursery<'_, '_, '_> {
         }
         // An orphan that its session's dead leader left to a subreaper.
         let held = self.inner_ghosts.contains(&(p.ppid, p.sid));
-        if !held && !self.images.has(p.sid) && !Path::new(&format!("/proc/{}", p.sid)).exists() {
+        if !held && !self.images.has(p.sid) && !lives_outside(p.sid) {
             self.clone(p.ppid, p.sid, 0, libc::SIGCHLD)?;
             self.become_leader(p.sid)?;
             self.inner_ghosts.push((p.ppid, p.sid));
@@ -305,7 +315,8 @@ impl Nursery<'_, '_, '_> {
         for (parent, ghost) in std::mem::take(&mut self.inner_ghosts) {
             kill_and_reap(&[ghost]);
             let mut prog = Program::new();
-            let args = [ghost.into(), 0.into(), libc::__WALL.into(), 0.into()];
+            let ghost_there = self.images.pids.seen(parent, ghost);
+            let args = [ghost_there.into(), 0.into(), libc::__WALL.into(), 0.into()];
             prog.call(libc::SYS_wait4, "forget a stand-in", &args);
             signals::forget_child_signal(&mut prog);
             self.run(parent, &prog)?;
@@ -339,8 +350,18 @@ impl Nursery<'_, '_, '_> {
         // A pid is taken as long as a session or group has it for its name,
         // which ends when the last zombie of it is reaped.
         let end = Instant::now() + PID_PATIENCE;
+        let pids = &self.images.pids;
+        let ids = pids.set_tid(pid);
+        let flags = match pids.is_init(pid) {
+            true => libc::CLONE_NEWPID as u64,
+            false => 0,
+        };
         loop {
-            match spawn_waiting(pid, fd, self.options.sibling) {
+            let spawn = || spawn_waiting(&ids, flags, fd, self.options.sibling);
+            let spawned = pids
+                .among(spawn)
+                .map_err(RestoreError::io("PID namespace"))?;
+            match spawned {
                 Ok(_) => break,
                 Err(e) if e.errno != Errno::EEXIST => return Err(e.into()),
                 Err(_) if Instant::now() > end => return Err(taken(pid)),
@@ -424,14 +445,22 @@ impl Nursery<'_, '_, '_> {
         let space = self.memory.space_of(from, &birth);
         let vdso = self.memory.vdso_in(space).unwrap_or(&birth.vdso).clone();
         let mut prog = Program::new();
-        let tid = prog.bytes(&pid.to_le_bytes());
+        let pids = &self.images.pids;
+        let ids = pids.set_tid(pid);
+        let tid = prog.bytes(&ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>());
         let exit_signal = signal as u64;
-        let args = CloneArgs {
+        let deeper = pids.depth(pid) > pids.depth(from);
+        let mut args = CloneArgs {
             flags,
             exit_signal,
-            set_tid_size: 1,
+            set_tid_size: ids.len() as u64,
             ..CloneArgs::default()
         };
+        if deeper && pids.is_init(pid) {
+            args.flags |= libc::CLONE_NEWPID as u64;
+        } else if deeper {
+            self.point_children_at(&mut prog, pids.init_of(pid), pid)?;
+        }
         let holder = prog.bytes(&args.as_bytes());
         prog.point(holder, 64, tid);
         let len = args.as_bytes().len() as u64;
@@ -440,6 +469,9 @@ impl Nursery<'_, '_, '_> {
             format!("make process {pid}"),
             &[holder.into(), len.into()],
         );
+        if deeper && !pids.is_init(pid) {
+            self.point_children_at(&mut prog, Some(from), pid)?;
+        }
         let parent = Tracee { tid: from };
         let (_, births) = parent.run_with_births(self.birth.arena, &prog)?;
         for &b in &births {
@@ -458,6 +490,30 @@ impl Nursery<'_, '_, '_> {
             ..birth
         };
         self.born.insert(pid, birth);
+        Ok(())
+    }
+
+    /// Adds the calls after which children are born into a process's PID namespace.
+    fn point_children_at(
+        &self,
+        prog: &mut Program,
+        whose: Option<i32>,
+        child: i32,
+    ) -> Result<(), RestoreError> {
+        let whose = whose.ok_or_else(|| RestoreError::Tree {
+            pid: child,
+            what: "the first process of its PID namespace is not in the images".into(),
+        })?;
+        let ns = super::worlds::pid_ns(whose)?;
+        super::worlds::join(
+            prog,
+            self.birth.pidfd,
+            ns.as_raw_fd(),
+            libc::CLONE_NEWPID,
+            "have children in the PID namespace",
+        );
+        // Taken from us while the program runs.
+        self.kept.borrow_mut().push(ns);
         Ok(())
     }
 
@@ -504,7 +560,8 @@ impl Nursery<'_, '_, '_> {
                 continue;
             }
             let mut prog = Program::new();
-            let args = [0.into(), p.pgid.into()];
+            let group = self.images.pids.seen(p.pid, p.pgid);
+            let args = [0.into(), group.into()];
             prog.call(
                 libc::SYS_setpgid,
                 format!("join process group {}", p.pgid),
@@ -520,7 +577,7 @@ impl Nursery<'_, '_, '_> {
             let sid = getsid(p.pid)?;
             let inside = self.images.has(p.sid)
                 || self.made.ghosts.contains(&p.sid)
-                || !Path::new(&format!("/proc/{}", p.sid)).exists();
+                || !lives_outside(p.sid);
             if inside && sid != p.sid {
                 let what = format!("is in session {sid} instead of {}", p.sid);
                 return Err(RestoreError::Tree { pid: p.pid, what });
@@ -535,6 +592,12 @@ fn getsid(pid: i32) -> Result<i32, RestoreError> {
     Ok(sid
         .map_err(|e| RestoreError::io("getsid")(e.into()))?
         .as_raw())
+}
+
+/// Whether a session is none of the tree's. 0 stands for one that the tree's
+/// PID namespace does not know.
+fn lives_outside(sid: i32) -> bool {
+    sid == 0 || Path::new(&format!("/proc/{sid}")).exists()
 }
 
 fn getpgid(pid: i32) -> Result<i32, RestoreError> {

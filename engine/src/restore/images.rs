@@ -9,12 +9,14 @@ use crate::image::schema::{
 use crate::image::{ImageError, ImageSource, Kind, get_record, get_records, names};
 
 use crate::memory::vma;
+use crate::namespace::pid::{self, Places, RcrPids};
 
 use super::{RestoreError, foreign};
 
 /// A thread to be made.
 #[derive(Debug)]
 pub struct ThreadImage {
+    /// As we number it.
     pub tid: i32,
     pub info: ThreadInfoX86,
     pub core: ThreadCoreEntry,
@@ -49,6 +51,9 @@ pub struct Owns {
 /// A process to be made.
 #[derive(Debug)]
 pub struct ProcessImage {
+    /// As the images number it.
+    pub id: i32,
+    /// As we number it, like all that follow.
     pub pid: i32,
     pub ppid: i32,
     pub pgid: i32,
@@ -75,6 +80,8 @@ pub struct Images {
     pub inventory: RcrInventory,
     pub host_ids: TaskKobjIdsEntry,
     pub seccomp: SeccompEntry,
+    /// Who has which ids.
+    pub pids: Places,
 }
 
 impl Images {
@@ -107,12 +114,14 @@ impl Images {
                 .unwrap_or_default(),
             false => get_record(source, Kind::Seccomp, names::SECCOMP)?,
         };
+        let tree: Vec<PstreeEntry> = get_records(source, Kind::Pstree, names::PSTREE)?;
+        let pids = places(source, &tree, &own)?;
         let loader = Loader {
             source,
             foreign,
             seccomp: &seccomp,
+            pids: &pids,
         };
-        let tree: Vec<PstreeEntry> = get_records(source, Kind::Pstree, names::PSTREE)?;
         let mut processes: Vec<ProcessImage> = Vec::new();
         for e in tree {
             let p = loader.process(&e, &processes)?;
@@ -144,6 +153,7 @@ impl Images {
             inventory: own,
             host_ids: inventory.root_ids.unwrap_or_default(),
             seccomp,
+            pids,
         })
     }
 
@@ -185,11 +195,24 @@ fn content(name: &str, what: String) -> RestoreError {
     .into()
 }
 
+/// Where every task goes.
+fn places(
+    source: &dyn ImageSource,
+    tree: &[PstreeEntry],
+    own: &RcrInventory,
+) -> Result<Places, RestoreError> {
+    let image: Vec<RcrPids> = get_records(source, Kind::RcrNamespaces, pid::IMAGE)?;
+    let all: Vec<i32> = tree.iter().map(|e| e.pid as i32).collect();
+    let same_boot = crate::dump::boot_id().is_ok_and(|b| b == own.boot_id);
+    Places::plan(image.into_iter().next(), &all, same_boot).map_err(RestoreError::io("process ids"))
+}
+
 /// Reads one process after the other.
 struct Loader<'a> {
     source: &'a dyn ImageSource,
     foreign: bool,
     seccomp: &'a SeccompEntry,
+    pids: &'a Places,
 }
 
 impl Loader<'_> {
@@ -200,22 +223,24 @@ impl Loader<'_> {
     ) -> Result<ProcessImage, RestoreError> {
         let number =
             |v: u32| i32::try_from(v).map_err(|_| content(names::PSTREE, format!("pid {v}")));
-        let pid = number(e.pid)?;
-        let core: CoreEntry = get_record(self.source, Kind::Core, &names::core(pid))?;
+        let id = number(e.pid)?;
+        let core: CoreEntry = get_record(self.source, Kind::Core, &names::core(id))?;
         let ext: RcrTask = match (self.foreign, &core.tc) {
             (true, Some(tc)) => foreign::task(tc),
             (true, None) => {
-                return Err(content(&names::core(pid), "has no process state".into()));
+                return Err(content(&names::core(id), "has no process state".into()));
             }
-            _ => get_record(self.source, Kind::RcrTasks, &ext::task_image(pid))?,
+            _ => get_record(self.source, Kind::RcrTasks, &ext::task_image(id))?,
         };
         let live = match ext.zombie {
             true => None,
-            false => Some(self.live(e, pid, core, earlier)?),
+            false => Some(self.live(e, id, core, earlier)?),
         };
-        let (ppid, pgid, sid) = (number(e.ppid)?, number(e.pgid)?, number(e.sid)?);
+        let here = |v: u32| number(v).map(|v| self.pids.here(v));
+        let (ppid, pgid, sid) = (here(e.ppid)?, here(e.pgid)?, here(e.sid)?);
         Ok(ProcessImage {
-            pid,
+            id,
+            pid: self.pids.here(id),
             ppid,
             pgid,
             sid,
@@ -237,7 +262,8 @@ impl Loader<'_> {
         let mut tc = None;
         let mut threads = Vec::new();
         for &tid in &e.threads {
-            let tid = tid as i32;
+            let tid =
+                i32::try_from(tid).map_err(|_| content(names::PSTREE, format!("thread {tid}")))?;
             let mut c = match core.take() {
                 Some(c) if tid == pid => c,
                 _ => get_record(source, Kind::Core, &names::core(tid))?,
@@ -255,13 +281,13 @@ impl Loader<'_> {
                 return Err(lacks(tid, "credentials"));
             }
             threads.push(ThreadImage {
-                tid,
+                tid: self.pids.here(tid),
                 info: c.thread_info.ok_or_else(|| lacks(tid, "registers"))?,
                 core,
                 ext,
             });
         }
-        if threads.first().map(|t| t.tid) != Some(pid) {
+        if e.threads.first() != Some(&e.pid) {
             return Err(content(
                 names::PSTREE,
                 format!("process {pid} does not list its leader first"),

@@ -60,7 +60,7 @@ impl<'a, 'f> Memory<'a, 'f> {
         files: &'a mut FileBuilder<'f>,
     ) -> Self {
         let names = source.names();
-        let common = |p: &ProcessImage| names.contains(&heritage::image(p.pid));
+        let common = |p: &ProcessImage| names.contains(&heritage::image(p.id));
         Self {
             source,
             images,
@@ -153,7 +153,7 @@ impl<'a, 'f> Memory<'a, 'f> {
             let content: Vec<_> = saved.within(ring.start, ring.end).collect();
             aio::restore(tracee, birth.arena, ring, &content)?;
         }
-        let extra = RcrMm::load(self.source, p.pid)?;
+        let extra = RcrMm::load(self.source, p.id)?;
         let mut prog = Program::new();
         let guards = live.guards.iter().map(|g| (g.start, g.end));
         extra::install_guards(&mut prog, guards);
@@ -181,7 +181,7 @@ impl<'a, 'f> Memory<'a, 'f> {
 
     /// The saved pages of a process with their owners.
     fn pieces(&self, pid: i32) -> Result<Vec<Piece<'a>>, RestoreError> {
-        Ok(heritage::pages(self.source, pid)?)
+        Ok(heritage::pages(self.source, self.images.pids.id(pid))?)
     }
 
     /// Swaps the address space and fills it with `fill`; `own` is what is to
@@ -205,7 +205,7 @@ impl<'a, 'f> Memory<'a, 'f> {
         let changes = heritage::changes(inherited, &fill, &ranges);
 
         let mut prog = Program::new();
-        let pidfd = start(&mut prog);
+        let pidfd = start(&mut prog, birth.pidfd);
         let files = self.backing(live, &mut prog, pidfd)?;
         // Whoever was forked with it has it already.
         let exe = match same_exe {
@@ -313,15 +313,20 @@ impl<'a, 'f> Memory<'a, 'f> {
     }
 }
 
-/// Empties the descriptor table and opens a pidfd of ours in it.
-pub fn start(p: &mut Program) -> OpId {
+/// Adds the calls that empty the descriptor table but for the pidfd of ours
+/// that the process has as number `at` and will need once more. Gives another one.
+fn start(p: &mut Program, at: i32) -> OpId {
+    let (below, above) = (at - 1, at + 1);
     let all = u64::from(u32::MAX);
-    p.call(
-        libc::SYS_close_range,
-        "close everything",
-        &[0.into(), all.into(), 0.into()],
-    );
-    open_own_pidfd(p)
+    let mut close = |from: i32, to: u64| {
+        let args = [from.into(), to.into(), 0.into()];
+        p.call(libc::SYS_close_range, "close everything else", &args);
+    };
+    if below >= 0 {
+        close(0, below as u64);
+    }
+    close(above, all);
+    p.call(libc::SYS_dup, "use the pidfd of the restorer", &[at.into()])
 }
 
 /// Adds the call that opens a pidfd of ours.

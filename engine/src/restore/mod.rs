@@ -223,7 +223,7 @@ pub fn restore(
     }
     if images.foreign {
         let tables = images.live();
-        files.derive_records(tables.map(|(p, live)| (p.pid, live.fdinfo.as_slice())));
+        files.derive_records(tables.map(|(p, live)| (p.id, live.fdinfo.as_slice())));
     }
     sysv::restore(source)?;
     let mut made = births::Made::default();

@@ -1,13 +1,15 @@
 //! One process, from newborn to complete.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use super::RestoreError;
 use super::births::Birth;
 use super::images::{Images, LiveImage, ProcessImage};
-use super::memory::{open_own_pidfd, start};
+use super::memory::open_own_pidfd;
 use super::worlds::{Worlds, join, take};
-use crate::file::FileBuilder;
+use crate::file::{FileBuilder, spare_number};
+use crate::image::schema::PosixTimerEntry;
 use crate::remote::{OpId, Program, Tracee};
 use crate::sys::process::{permitted_features, prctl_get};
 use crate::sys::ptrace;
@@ -19,15 +21,6 @@ const PR_SET_CHILD_SUBREAPER: i32 = 36;
 const PR_SET_THP_DISABLE: i32 = 41;
 const PR_SET_MDWE: i32 = 65;
 const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
-/// Where our pidfd sits in a process's table while descriptors are placed: a
-/// number no descriptor of the process has.
-fn spare_number(live: &LiveImage) -> i32 {
-    let taken: std::collections::BTreeSet<u32> = live.fdinfo.iter().map(|e| e.fd).collect();
-    // Not 0: there it is opened.
-    let free = (1..).find(|n| !taken.contains(n));
-    free.map_or(1, |n| n as i32)
-}
-
 /// What the making of one process needs.
 pub struct Step<'a, 'f> {
     pub images: &'a Images,
@@ -46,7 +39,16 @@ impl Step<'_, '_> {
         let tracee = Tracee { tid: p.pid };
         let mut prog = Program::new();
         let pidfd = match live.owns.files {
-            true => start(&mut prog),
+            true => start(&mut prog, birth.pidfd),
+            // It has the table of a process that has left us in it.
+            false if self.images.pids.depth(p.pid) > 0 => {
+                let args = [
+                    (spare_number(&live.fdinfo) as i32).into(),
+                    libc::F_DUPFD_CLOEXEC.into(),
+                    0.into(),
+                ];
+                prog.call(libc::SYS_fcntl, "find the pidfd of the restorer", &args)
+            }
             false => open_own_pidfd(&mut prog),
         };
         self.worlds.enter_time(&mut prog, pidfd, &p.ext);
@@ -61,13 +63,13 @@ impl Step<'_, '_> {
         }
         let mut placed = pidfd;
         if live.owns.files {
-            let spare = spare_number(live);
+            let spare = spare_number(&live.fdinfo) as i32;
             let args = [pidfd.into(), spare.into(), libc::O_CLOEXEC.into()];
             placed = prog.call(libc::SYS_dup3, "set our pidfd aside", &args);
             prog.call(libc::SYS_close, "close its old number", &[pidfd.into()]);
             self.place(&mut prog, placed, spare, &live.fdinfo)?;
         }
-        self.files.late(p.pid, &live.fdinfo, &mut prog)?;
+        self.files.late(p.id, &live.fdinfo, &mut prog)?;
         self.state(&mut prog, p, live);
         if p.ext.mdwe != 0 {
             let forbidden = p.ext.mdwe as i32;
@@ -78,6 +80,7 @@ impl Step<'_, '_> {
                 forbidden,
             );
         }
+        let of_children = self.children_namespace(&mut prog, placed, p)?;
         creds::restore_ids(&mut prog, leader(live)?);
         if let Some(user) = self.worlds.user(&live.ids) {
             let fd = user.ns().as_raw_fd();
@@ -89,20 +92,41 @@ impl Step<'_, '_> {
                 "enter the user namespace",
             );
         }
-        prog.call(libc::SYS_close, "close our pidfd", &[placed.into()]);
+        match self.pidfd_is_needed(p, live) {
+            Some(true) if live.owns.files => {}
+            Some(needed) => {
+                let spare = spare_number(&live.fdinfo) as i32;
+                prog.call(libc::SYS_close, "close our pidfd", &[placed.into()]);
+                if !needed && !live.owns.files {
+                    prog.call(libc::SYS_close, "close the last pidfd", &[spare.into()]);
+                }
+            }
+            None => {
+                prog.call(libc::SYS_close, "close our pidfd", &[placed.into()]);
+            }
+        }
         tracee.run(birth.arena, &prog)?;
+        drop(of_children);
 
         self.threads(p, live, birth)?;
         let mut prog = Program::new();
-        self.files.last(p.pid, &live.fdinfo, &mut prog);
+        self.files.last(p.id, &live.fdinfo, &mut prog);
         if let Some(queue) = &live.tc.signals_s {
-            signals::restore_queue(&mut prog, p.pid, None, queue);
+            let me = self.images.pids.seen(p.pid, p.pid);
+            signals::restore_queue(&mut prog, me, None, queue);
         }
         if let Some(t) = &live.tc.timers {
             tracee.run(birth.arena, &std::mem::take(&mut prog))?;
             // Some are to signal a thread, which has to be there.
             let asked = kernel_gives_timer_ids();
-            for (tid, program) in timers::restore_posix(p.pid, &t.posix, asked) {
+            let pids = &self.images.pids;
+            let here = |t: &PosixTimerEntry| PosixTimerEntry {
+                notify_thread_id: t.notify_thread_id.map(|tid| pids.here(tid)),
+                ..t.clone()
+            };
+            let posix: Vec<_> = t.posix.iter().map(here).collect();
+            let seen = |tid: i32| pids.seen(p.pid, tid);
+            for (tid, program) in timers::restore_posix(p.pid, &posix, asked, seen) {
                 Tracee { tid }.run(birth.arena, &program)?;
             }
             timers::restore_interval(&mut prog, t);
@@ -121,6 +145,45 @@ impl Step<'_, '_> {
         }
         tracee.run(birth.arena, &prog)?;
         self.outer_state(p, live)
+    }
+
+    /// Whether others that share the descriptor table of a process below our
+    /// PID namespace need our pidfd in it later on. `None`: nobody shares it.
+    fn pidfd_is_needed(&self, p: &ProcessImage, live: &LiveImage) -> Option<bool> {
+        if self.images.pids.depth(p.pid) == 0 {
+            return None;
+        }
+        let shares = |l: &LiveImage| l.ids.files_id == live.ids.files_id;
+        let sharers: Vec<i32> = self
+            .images
+            .live()
+            .filter(|(_, l)| shares(l))
+            .map(|(q, _)| q.pid)
+            .collect();
+        (sharers.len() > 1).then(|| sharers.last() != Some(&p.pid))
+    }
+
+    /// Its children are to be born into another PID namespace than its own.
+    /// What is returned has to live until the program has run.
+    fn children_namespace(
+        &self,
+        prog: &mut Program,
+        pidfd: OpId,
+        p: &ProcessImage,
+    ) -> Result<Option<File>, RestoreError> {
+        let what = "have children in another PID namespace";
+        match p.ext.pid_ns_of_children {
+            None => Ok(None),
+            Some(0) => {
+                prog.call(libc::SYS_unshare, what, &[libc::CLONE_NEWPID.into()]);
+                Ok(None)
+            }
+            Some(init) => {
+                let ns = super::worlds::pid_ns(self.images.pids.here(init))?;
+                join(prog, pidfd, ns.as_raw_fd(), libc::CLONE_NEWPID, what);
+                Ok(Some(ns))
+            }
+        }
     }
 
     /// Root, working directory, umask.
@@ -248,7 +311,17 @@ impl Step<'_, '_> {
     }
 }
 
-/// Adds the call that opens a pidfd of this process.
+/// Adds the calls that empty the descriptor table but for the pidfd of ours
+/// that the process has as number `at`. It is 0 afterwards.
+fn start(p: &mut Program, at: i32) -> OpId {
+    let args = [at.into(), 0.into()];
+    let pidfd = p.call(libc::SYS_dup2, "keep the pidfd of the restorer", &args);
+    let all = u64::from(u32::MAX);
+    let args = [1.into(), all.into(), 0.into()];
+    p.call(libc::SYS_close_range, "close everything else", &args);
+    pidfd
+}
+
 fn leader(live: &LiveImage) -> Result<&crate::image::schema::CredsEntry, RestoreError> {
     let t = &live.threads[0];
     t.core.creds.as_ref().ok_or_else(|| RestoreError::Tree {

@@ -9,6 +9,7 @@ use super::process::Step;
 use crate::arch;
 use crate::image::schema::SeccompMode;
 use crate::memory::policy;
+use crate::namespace::pid::Places;
 use crate::remote::{Program, RemoteError, Tracee};
 use crate::sys::process::CloneArgs;
 use crate::sys::ptrace::{self, Stop};
@@ -41,7 +42,7 @@ impl Step<'_, '_> {
                 make_by_counter(p.pid, t.tid, birth)?;
             }
         } else {
-            make_by_id(p.pid, others, birth)?;
+            make_by_id(p.pid, others, birth, &self.images.pids)?;
         }
         let first = &live.threads[0].ext.seccomp_chain;
         let one_chain = live.threads.iter().all(|t| t.ext.seccomp_chain == *first);
@@ -88,7 +89,9 @@ impl Step<'_, '_> {
             let args = [PR_SET_PDEATHSIG.into(), u64::from(signal).into()];
             prog.call(libc::SYS_prctl, "set the parent death signal", &args);
             if let Some(queue) = &t.core.signals_p {
-                signals::restore_queue(&mut prog, p.pid, Some(t.tid), queue);
+                let pids = &self.images.pids;
+                let (process, thread) = (pids.seen(p.pid, p.pid), pids.seen(p.pid, t.tid));
+                signals::restore_queue(&mut prog, process, Some(thread), queue);
             }
             Tracee { tid: t.tid }.run(birth.arena, &prog)?;
         }
@@ -140,13 +143,19 @@ fn own_state(prog: &mut Program, pid: i32, t: &ThreadImage) {
 const END_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// All threads in one program, each asking for its id.
-fn make_by_id(pid: i32, threads: &[ThreadImage], birth: &Birth) -> Result<(), RestoreError> {
+fn make_by_id(
+    pid: i32,
+    threads: &[ThreadImage],
+    birth: &Birth,
+    pids: &Places,
+) -> Result<(), RestoreError> {
     let mut prog = Program::new();
     for t in threads {
-        let tid = prog.bytes(&t.tid.to_le_bytes());
+        let ids = pids.set_tid(t.tid);
+        let tid = prog.bytes(&ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>());
         let args = CloneArgs {
             flags: THREAD_FLAGS as u64,
-            set_tid_size: 1,
+            set_tid_size: ids.len() as u64,
             ..CloneArgs::default()
         };
         let holder = prog.bytes(&args.as_bytes());

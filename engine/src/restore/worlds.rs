@@ -22,7 +22,7 @@ use crate::namespace::{
     self, Beside, HostEnv, IpcNamespace, MountNamespace, NetNamespace, NsIds, NsKind,
     UserNamespace, UtsNamespace,
 };
-use crate::remote::{Arena, OpId, Program, Tracee};
+use crate::remote::{Arena, Arg, OpId, Program, Tracee};
 
 /// Namespaces made again, by their numbers in the images.
 #[derive(Debug)]
@@ -225,15 +225,21 @@ impl Worlds {
     }
 }
 
+/// The PID namespace a process is in.
+pub fn pid_ns(pid: i32) -> Result<File, RestoreError> {
+    let path = format!("/proc/{pid}/ns/pid");
+    File::open(&path).map_err(RestoreError::io(path))
+}
+
 /// Adds the calls that take one of our descriptors and enter its namespace.
-pub fn join(p: &mut Program, pidfd: OpId, fd: i32, kind: i32, what: &str) {
+pub fn join(p: &mut Program, pidfd: impl Into<Arg>, fd: i32, kind: i32, what: &str) {
     let ns = take(p, pidfd, fd);
     p.call(libc::SYS_setns, what, &[ns.into(), kind.into()]);
     p.call(libc::SYS_close, "close the namespace", &[ns.into()]);
 }
 
 /// Adds the call that takes one of our descriptors.
-pub fn take(p: &mut Program, pidfd: OpId, fd: i32) -> OpId {
+pub fn take(p: &mut Program, pidfd: impl Into<Arg>, fd: i32) -> OpId {
     let args = [pidfd.into(), fd.into(), 0.into()];
     p.call(
         libc::SYS_pidfd_getfd,
@@ -249,6 +255,7 @@ fn foreign(id: Option<u32>, host: Option<u32>) -> Option<u32> {
 /// What files need to know of the place where they come back.
 pub struct Env<'a> {
     worlds: &'a Worlds,
+    images: &'a Images,
     root: File,
     journal_interim: Option<&'a Path>,
     away: Duration,
@@ -260,13 +267,14 @@ impl<'a> Env<'a> {
     /// `journal_interim` is the file that stands in for journal connections.
     pub fn new(
         worlds: &'a Worlds,
-        images: &Images,
+        images: &'a Images,
         journal_interim: Option<&'a Path>,
     ) -> Result<Self, RestoreError> {
         let now = clock::Clocks::now().realtime;
         let away = (now - images.inventory.realtime_ns).max(0) as u64;
         Ok(Self {
             worlds,
+            images,
             root: File::open("/").map_err(RestoreError::io("open /"))?,
             journal_interim,
             away: Duration::from_nanos(away),
@@ -317,5 +325,14 @@ impl RestoreEnv for Env<'_> {
 
     fn away(&self) -> Duration {
         self.away
+    }
+
+    fn pid_here(&self, id: i32) -> i32 {
+        self.images.pids.here(id)
+    }
+
+    fn pid_seen(&self, viewer: i32, id: i32) -> i32 {
+        let pids = &self.images.pids;
+        pids.seen(pids.here(viewer), pids.here(id))
     }
 }

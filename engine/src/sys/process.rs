@@ -65,16 +65,22 @@ impl CloneArgs {
     }
 }
 
-/// Makes a child that only waits to be traced, with the wanted pid.
+/// Makes a child that only waits to be traced, with the wanted ids, those of
+/// the innermost PID namespace first; `flags` are `CLONE_NEW*`.
 ///
 /// With `sibling` the child belongs to our own parent. The calling process
 /// must have a single thread: the child is a fork of it.
-pub fn spawn_waiting(pid: i32, cgroup: Option<RawFd>, sibling: bool) -> SysResult<i32> {
-    let set_tid = [pid];
+pub fn spawn_waiting(
+    set_tid: &[i32],
+    flags: u64,
+    cgroup: Option<RawFd>,
+    sibling: bool,
+) -> SysResult<i32> {
     let mut args = CloneArgs {
+        flags,
         exit_signal: libc::SIGCHLD as u64,
         set_tid: set_tid.as_ptr() as u64,
-        set_tid_size: 1,
+        set_tid_size: set_tid.len() as u64,
         ..CloneArgs::default()
     };
     if sibling {
@@ -93,7 +99,7 @@ pub fn spawn_waiting(pid: i32, cgroup: Option<RawFd>, sibling: bool) -> SysResul
             // SAFETY: pause(2) takes no arguments.
             unsafe { libc::pause() };
         },
-        r if r < 0 => Err(SysError::last("clone3", format!("pid {pid}"))),
+        r if r < 0 => Err(SysError::last("clone3", format!("pid {set_tid:?}"))),
         r => Ok(r as i32),
     }
 }
@@ -299,6 +305,17 @@ pub fn unshare_time() -> SysResult<()> {
     let r = unsafe { libc::unshare(CLONE_NEWTIME) };
     if r < 0 {
         Err(SysError::last("unshare(CLONE_NEWTIME)", "self"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Enters a namespace (setns(2)).
+pub fn setns(fd: RawFd, kind: i32) -> SysResult<()> {
+    // SAFETY: numbers only.
+    let r = unsafe { libc::setns(fd, kind) };
+    if r < 0 {
+        Err(SysError::last("setns", format!("kind {kind:#x}")))
     } else {
         Ok(())
     }

@@ -186,11 +186,12 @@ pub fn restore_interval(p: &mut Program, t: &TaskTimersEntry) {
 ///
 /// A timer on the clock of its thread measures the thread that makes it: as far
 /// as can be told the one it signals. Returns programs with the threads that
-/// are to run them, in this order.
+/// are to run them, in this order. `seen` tells how the process knows a thread.
 pub fn restore_posix(
     leader: i32,
     timers: &[PosixTimerEntry],
     ids_can_be_asked: bool,
+    seen: impl Fn(i32) -> i32,
 ) -> Vec<(i32, Program)> {
     if timers.is_empty() {
         return Vec::new();
@@ -213,7 +214,11 @@ pub fn restore_posix(
             count(p, next..t.it_id);
             next = t.it_id + 1;
         }
-        create(p, t);
+        let t = PosixTimerEntry {
+            notify_thread_id: t.notify_thread_id.map(&seen),
+            ..t.clone()
+        };
+        create(p, &t);
     }
     let mut p = Program::new();
     if ids_can_be_asked {

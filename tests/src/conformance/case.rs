@@ -76,6 +76,19 @@ pub struct Case {
     pub forge: Option<Forge>,
     /// Its tree is never the same twice: only it itself can check.
     pub restless: bool,
+    /// Where its first process lives.
+    pub pid_ns: PidNs,
+}
+
+/// The PID namespace a program runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PidNs {
+    /// The runner's own.
+    Ours,
+    /// One of its own, as the first process.
+    Init,
+    /// One of its own, whose first process is not part of the tree.
+    Member,
 }
 
 impl Case {
@@ -94,7 +107,20 @@ impl Case {
             swap_mib: 0,
             forge: None,
             restless: false,
+            pid_ns: PidNs::Ours,
         }
+    }
+
+    /// It is the first process of a PID namespace of its own.
+    pub const fn as_init(mut self) -> Self {
+        self.pid_ns = PidNs::Init;
+        self
+    }
+
+    /// It lives in a PID namespace whose first process is not in the tree.
+    pub const fn in_pid_ns(mut self) -> Self {
+        self.pid_ns = PidNs::Member;
+        self
     }
 
     /// Its connections are closed by the dump.

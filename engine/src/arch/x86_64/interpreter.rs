@@ -2,11 +2,11 @@
 //!
 //! It walks a table of [`Entry`]s with `r12`, calls the kernel for each, and
 //! ends after the last entry, or at the first one that failed and was not
-//! allowed to. Then it sends itself [`DONE_SIGNAL`] (`r15` points to the two
-//! arguments of tkill(2)): its tracer sees that and takes it from there. Should
-//! the tracer be gone, the signal is ignored, as it is by default, and
-//! rt_sigreturn(2) brings back the registers of the frame at `r14`. It uses no
-//! stack and no memory but these.
+//! allowed to. Then it sends itself [`DONE_SIGNAL`], asking for its own id
+//! first, which is another one in a PID namespace: its tracer sees that and
+//! takes it from there. Should the tracer be gone, the signal is ignored, as it
+//! is by default, and rt_sigreturn(2) brings back the registers of the frame at
+//! `r14`. It uses no stack and no memory but these.
 
 use std::arch::global_asm;
 
@@ -62,9 +62,11 @@ global_asm!(
     "add r12, 80",
     "jmp 2b",
     "9:",
-    "mov eax, 200",
-    "mov rdi, [r15]",
-    "mov rsi, [r15 + 8]",
+    "mov eax, {gettid}",
+    "syscall",
+    "mov edi, eax",
+    "mov esi, {done}",
+    "mov eax, {tkill}",
     "syscall",
     "rcr_interpreter_done:",
     "mov rsp, r14",
@@ -73,6 +75,9 @@ global_asm!(
     "hlt",
     "rcr_interpreter_end:",
     ".popsection",
+    gettid = const libc::SYS_gettid,
+    tkill = const libc::SYS_tkill,
+    done = const DONE_SIGNAL,
 );
 
 unsafe extern "C" {

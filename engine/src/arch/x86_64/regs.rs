@@ -11,16 +11,14 @@ const ERESTARTNOINTR: i64 = 513;
 const ERESTARTNOHAND: i64 = 514;
 const ERESTART_RESTARTBLOCK: i64 = 516;
 
-/// Lets the task continue at `ip` with `r12` = `table`, `r14` = `frame` and
-/// `r15` = `done`.
+/// Lets the task continue at `ip` with `r12` = `table` and `r14` = `frame`.
 ///
 /// `orig_rax` is cleared: else a pending syscall restart would rewind `ip`.
-pub fn point_at(regs: &Regs, ip: u64, table: u64, frame: u64, done: u64) -> Regs {
+pub fn point_at(regs: &Regs, ip: u64, table: u64, frame: u64) -> Regs {
     Regs {
         rip: ip,
         r12: table,
         r14: frame,
-        r15: done,
         orig_rax: u64::MAX,
         eflags: regs.eflags & !TRAP_FLAG,
         ..*regs

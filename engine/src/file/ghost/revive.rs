@@ -105,7 +105,7 @@ fn of_a_dead_process(
         sys::open_in_root(root, &path, flags, 0)
     };
     // Under its old number, unless that is taken.
-    let fd = match spawn_waiting(pid as i32, None, false) {
+    let fd = match spawn_waiting(&[pid as i32], 0, None, false) {
         Ok(child) => {
             let fd = open(child);
             kill_and_reap(&[child]);

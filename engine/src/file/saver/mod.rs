@@ -288,6 +288,28 @@ impl FileSaver {
         self.files.get(&id).map(|s| &s.entry)
     }
 
+    /// Names tasks as the images do, once everything else is settled.
+    pub fn renumber(&mut self, id: impl Fn(i32) -> i32) {
+        for saved in self.files.values_mut() {
+            let extra = &mut saved.extra;
+            extra.late_pid = extra.late_pid.map(&id);
+            // -1 stands for no task.
+            for lock in extra.locks.iter_mut().filter(|l| l.pid > 0) {
+                lock.pid = id(lock.pid);
+            }
+            if let Some(target) = &mut extra.pidfd {
+                target.pid = target.pid.map(&id);
+            }
+            // -1 stands for one that is gone.
+            if let Some(e) = saved.entry.pidfd.as_mut().filter(|e| e.nspid > 0) {
+                e.nspid = id(e.nspid);
+            }
+            if let Some(owner) = late::owner_mut(&mut saved.entry, extra) {
+                owner.pid = id(owner.pid as i32) as u32;
+            }
+        }
+    }
+
     /// Writes all images of files except the tables. Fails if anything was refused.
     ///
     /// What it gives keeps the packets of connections away: hold on to it until

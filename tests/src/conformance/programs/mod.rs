@@ -21,6 +21,7 @@ pub mod namespaces;
 pub mod naps;
 pub mod network;
 pub mod notify;
+pub mod pid_namespaces;
 pub mod pidfds;
 pub mod pipes;
 pub mod predump;
@@ -73,6 +74,7 @@ pub const ALL: &[&[Case]] = &[
     namespaces::CASES,
     network::CASES,
     ipc::CASES,
+    pid_namespaces::CASES,
     filters::CASES,
     roots::CASES,
     files::CASES,

@@ -6,11 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sched::CloneFlags;
 use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
 
 use super::Lab;
 use super::processes::{kill_descendants, reap_all, reap_if_ended, states};
+use crate::conformance::case::PidNs;
 use crate::conformance::forge::Forge;
 use crate::conformance::host::{HugePages, Swap};
 use crate::conformance::observe::{Leave, Picture};
@@ -78,6 +80,7 @@ impl Lab {
             stage: Stage::new(&dir),
             tree: Tree::Root(0),
             root: 0,
+            keeper: None,
             cgroup,
         };
         fs::create_dir(&dir)?;
@@ -100,6 +103,8 @@ struct Run<'a> {
     stage: Stage,
     tree: Tree,
     root: i32,
+    /// First process of the namespace the program is in, if not in the tree.
+    keeper: Option<i32>,
     cgroup: Option<Cgroup>,
 }
 
@@ -141,7 +146,9 @@ impl Run<'_> {
                     if mode == Mode::Restore {
                         self.read_damaged()?;
                     }
-                    reap_all(&self.stage.outsiders())?;
+                    let mut others = self.stage.outsiders();
+                    others.extend(self.keeper);
+                    reap_all(&others)?;
                     if let Some(forge) = forged {
                         forge.apply(&self.stage.images(cycle), self.root)?;
                     }
@@ -209,7 +216,7 @@ impl Run<'_> {
         command
     }
 
-    fn start(&self) -> Result<Child> {
+    fn start(&mut self) -> Result<Child> {
         let output = fs::File::options()
             .append(true)
             .create(true)
@@ -225,8 +232,21 @@ impl Run<'_> {
         if let Some(c) = &self.cgroup {
             command.env("RCR_CGROUP", &c.dir);
         }
-        let child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
-        Ok(child)
+        command.stdout(output.try_clone()?).stderr(output);
+        if self.case.pid_ns == PidNs::Ours {
+            return Ok(command.spawn()?);
+        }
+        let own = fs::File::open("/proc/self/ns/pid")?;
+        nix::sched::unshare(CloneFlags::CLONE_NEWPID).context("unshare")?;
+        let child = (|| {
+            if self.case.pid_ns == PidNs::Member {
+                // Killed with all other descendants in the end.
+                self.keeper = Some(keeper()?.id() as i32);
+            }
+            command.spawn()
+        })();
+        nix::sched::setns(&own, CloneFlags::CLONE_NEWPID).context("setns")?;
+        Ok(child?)
     }
 
     fn wait_for(&self, file: &Path) -> Result<()> {
@@ -339,6 +359,17 @@ impl Run<'_> {
         let out = command.output()?;
         said("restore", &out, 0)
     }
+}
+
+/// A first process that does nothing but let its children go.
+fn keeper() -> std::io::Result<Child> {
+    // What is ignored stays so in the program that is executed.
+    // SAFETY: no handler is installed; the runner waits for nobody meanwhile.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let child = Command::new("sleep").arg("infinity").spawn();
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    child
 }
 
 /// Whether a line says which process of the tree, what, why, and what to do.
