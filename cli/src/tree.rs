@@ -63,6 +63,8 @@ pub struct DumpMode {
     pub tcp: TcpPolicy,
     /// Connections that wait to be accepted may be lost.
     pub skip_in_flight: bool,
+    /// Its terminal is that of a shell outside.
+    pub shell_job: bool,
 }
 
 /// Writes the images of the tree of `pid` into `directory`.
@@ -72,6 +74,7 @@ pub fn dump(pid: i32, directory: &Path, mode: DumpMode) -> Result<(), Failure> {
         files: FilePolicy {
             tcp: mode.tcp,
             skip_in_flight: mode.skip_in_flight,
+            shell_job: mode.shell_job,
             ..FilePolicy::frozen()
         },
         ..DumpOptions::default()

@@ -72,6 +72,9 @@ enum Command {
         /// With --tcp-established: lose connections that wait to be accepted instead of refusing
         #[arg(long, requires = "tcp_established")]
         skip_in_flight: bool,
+        /// The tree is a job of a shell: the terminal of whoever restores takes the place of its own
+        #[arg(long)]
+        shell_job: bool,
     },
     /// Bring a dumped tree back under its old process ids
     Restore {
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
             close_connections,
             tcp_established,
             skip_in_flight,
+            shell_job,
         } => {
             let mode = DumpMode {
                 leave_running: *leave_running,
@@ -138,6 +142,7 @@ fn main() -> ExitCode {
                     (false, false) => TcpPolicy::Refuse,
                 },
                 skip_in_flight: *skip_in_flight,
+                shell_job: *shell_job,
             };
             done(tree::dump(*pid, directory, mode))
         }

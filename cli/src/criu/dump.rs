@@ -130,6 +130,7 @@ fn dump_options(options: &Options) -> DumpOptions {
             tcp,
             unix,
             skip_in_flight: options.skip_in_flight,
+            shell_job: options.has("shell-job"),
             ghost_bytes_max: options.ghost_limit.unwrap_or(GHOST_LIMIT),
             ..FilePolicy::frozen()
         },

@@ -11,6 +11,7 @@ use super::memfd::MemfdsBack;
 use super::pidfd::Dead;
 use super::pipe::PipesBack;
 use super::record::{Fate, RcrFile, RcrFilesHead};
+use super::tty::TerminalsBack;
 use super::{
     RestoreEnv, Target, bpf, epoll, eventfd, fanotify, inotify, late, nsfd, pidfd, reg, signalfd,
     sys, timerfd,
@@ -38,6 +39,7 @@ pub struct FileBuilder<'a> {
     under_way: BTreeSet<u32>,
     pipes: PipesBack,
     memfds: MemfdsBack,
+    pub(super) terminals: TerminalsBack,
     ghosts: Revived,
     queues: Queues,
     dead: Dead,
@@ -105,6 +107,7 @@ impl<'a> FileBuilder<'a> {
             under_way: BTreeSet::new(),
             pipes,
             memfds: MemfdsBack::load(source)?,
+            terminals: TerminalsBack::load(source)?,
             ghosts,
             queues: unix_queue::load(source)?,
             later: Later::default(),
@@ -299,6 +302,10 @@ impl<'a> FileBuilder<'a> {
         let entry = self.entries.get(&id).cloned().ok_or_else(missing)?;
         if let Some(usk) = &entry.usk {
             return self.build_unix(usk);
+        }
+        if entry.tty.is_some() {
+            let made = self.build_terminal(id);
+            return made.map_err(|source| FileError::Build { id, what, source });
         }
         let fd = self
             .build_single(&entry)
@@ -650,7 +657,7 @@ impl<'a> FileBuilder<'a> {
     }
 }
 
-fn root<'e>(
+pub(super) fn root<'e>(
     env: &'e dyn RestoreEnv,
     extra: Option<&RcrFile>,
 ) -> Result<BorrowedFd<'e>, BuildError> {

@@ -355,6 +355,7 @@ pub(crate) fn owner_of(entry: &FileEntry, extra: &RcrFile) -> Option<(FownEntry,
         .or(e.ffy.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.bpf.as_ref().map(|f| (f.fown, f.flags)))
         .or(e.pidfd.as_ref().map(|f| (f.fown, f.flags)))
+        .or(e.tty.as_ref().map(|f| (f.fown, f.flags)))
         .or(extra.fifo_fown.zip(extra.fifo_flags))
 }
 

@@ -37,6 +37,7 @@ mod saver;
 mod signalfd;
 pub(crate) mod sys;
 mod timerfd;
+mod tty;
 mod watch;
 
 #[cfg(test)]
@@ -50,8 +51,8 @@ pub use builder::{FileBuilder, SilentConnections};
 pub use error::{BuildError, FileError};
 pub(crate) use late::spare_number;
 pub use record::{
-    Fate, RcrFile, RcrFilesHead, RcrLock, RcrNamespaceFd, RcrPidfd, RcrSocket, RcrSocketOption,
-    RcrWatched,
+    Fate, LineEnd, RcrFile, RcrFilesHead, RcrLine, RcrLock, RcrNamespaceFd, RcrPidfd, RcrSocket,
+    RcrSocketOption, RcrTerminal, RcrWatched, TerminalEnd,
 };
 pub use saver::FileSaver;
 
@@ -123,6 +124,9 @@ pub struct FilePolicy {
     pub payload: bool,
     /// The largest unlinked file that is carried by content.
     pub ghost_bytes_max: u64,
+    /// Terminals whose other end is outside are those of a shell's job: the
+    /// terminal of whoever restores takes their place.
+    pub shell_job: bool,
 }
 
 impl FilePolicy {
@@ -134,6 +138,7 @@ impl FilePolicy {
             unix: UnixPolicy::default(),
             payload: true,
             ghost_bytes_max: 1 << 30,
+            shell_job: false,
         }
     }
 

@@ -90,6 +90,76 @@ pub struct RcrFile {
     /// For sockets: the network namespace, if it is not the controller's own.
     #[prost(uint32, optional, tag = "40")]
     pub net_ns: Option<u32>,
+    /// For terminals.
+    #[prost(message, optional, tag = "50")]
+    pub terminal: Option<RcrTerminal>,
+}
+
+/// One end of a pseudo terminal.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrTerminal {
+    /// Device number of the devpts it is in: ends of the same and of the same
+    /// index belong together.
+    #[prost(uint64, required, tag = "1")]
+    pub instance: u64,
+    /// Its number there.
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    /// Which end.
+    #[prost(enumeration = "TerminalEnd", required, tag = "3")]
+    pub end: i32,
+    /// For masters: what the slave has to read, in canonical mode by lines.
+    #[prost(message, repeated, tag = "4")]
+    pub input: Vec<RcrLine>,
+    /// For masters: what it has to read itself.
+    #[prost(bytes = "vec", optional, tag = "5")]
+    pub output: Option<Vec<u8>>,
+    /// For masters: permission bits of the slave's node.
+    #[prost(uint32, optional, tag = "6")]
+    pub slave_mode: Option<u32>,
+    /// For masters: what the slave has exclusive use of (TIOCEXCL).
+    #[prost(bool, optional, tag = "7")]
+    pub slave_exclusive: Option<bool>,
+}
+
+/// How a file is connected with a pseudo terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum TerminalEnd {
+    /// Opened as `ptmx`.
+    Master = 0,
+    /// Opened by its name.
+    Slave = 1,
+    /// Opened as `/dev/tty`.
+    Controlling = 2,
+    /// A slave that was hung up.
+    HungUp = 3,
+    /// A slave whose master is elsewhere: the terminal of whoever restores
+    /// takes its place.
+    Outside = 4,
+}
+
+/// What a terminal gives to one read(2).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrLine {
+    /// The bytes, with the one that ended the line.
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub data: Vec<u8>,
+    /// What ended it.
+    #[prost(enumeration = "LineEnd", required, tag = "2")]
+    pub end: i32,
+}
+
+/// What ended a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum LineEnd {
+    /// Nothing yet, or there are no lines in this mode.
+    Open = 0,
+    /// Its last byte.
+    LastByte = 1,
+    /// The end-of-file character, which is not read.
+    EndOfFile = 2,
 }
 
 /// A namespace that a descriptor stands for.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
-use super::memory::Memory;
-use super::worlds::Worlds;
+use super::memory::{Memory, open_own_pidfd};
+use super::worlds::{Worlds, take};
 use super::{RestoreError, RestoreOptions};
 use crate::arch;
 use crate::freeze::kill_and_reap;
@@ -130,6 +130,7 @@ pub fn bear(
         }
     }
     nursery.groups()?;
+    nursery.foreground()?;
     nursery.end_inner_ghosts()?;
     nursery.check()?;
     Ok(nursery.born)
@@ -304,10 +305,54 @@ impl Nursery<'_, '_, '_> {
         self.fork(p.sid, p, libc::CLONE_PARENT as u64)
     }
 
-    fn become_leader(&self, pid: i32) -> Result<(), RestoreError> {
+    fn become_leader(&mut self, pid: i32) -> Result<(), RestoreError> {
         let mut prog = Program::new();
         prog.call(libc::SYS_setsid, "become a session leader", &[]);
-        self.run(pid, &prog)
+        self.run(pid, &prog)?;
+        self.terminal(pid, |_| Some((libc::TIOCSCTTY as i32, 0)))
+    }
+
+    /// What the leader of a session has its terminal do, if it has one:
+    /// request and argument, from the foreground process group.
+    fn terminal(
+        &mut self,
+        sid: i32,
+        request: impl FnOnce(i32) -> Option<(i32, i32)>,
+    ) -> Result<(), RestoreError> {
+        let files = &mut *self.memory.files;
+        let Some((id, group)) = files.controlling(sid) else {
+            return Ok(());
+        };
+        let Some((request, value)) = request(group) else {
+            return Ok(());
+        };
+        let ours = files.open(id)?.as_raw_fd();
+        let mut prog = Program::new();
+        let pidfd = open_own_pidfd(&mut prog);
+        let fd = take(&mut prog, pidfd, ours);
+        let mut args = vec![fd.into(), request.into()];
+        match request as u64 {
+            libc::TIOCSPGRP => args.push(prog.bytes(&value.to_ne_bytes()).into()),
+            _ => args.push(value.into()),
+        }
+        prog.call(libc::SYS_ioctl, format!("terminal of session {sid}"), &args);
+        prog.call(libc::SYS_close, "close the terminal", &[fd.into()]);
+        prog.call(libc::SYS_close, "close our pidfd", &[pidfd.into()]);
+        self.run(sid, &prog)
+    }
+
+    /// Puts process groups into the foreground of their terminals.
+    fn foreground(&mut self) -> Result<(), RestoreError> {
+        let images = self.images;
+        for p in images.processes.iter().filter(|p| p.sid == p.pid) {
+            // One that has ended is in nobody's foreground.
+            let lives = |g: i32| images.processes.iter().any(|q| q.pgid == g);
+            let request = |g| lives(g).then_some((libc::TIOCSPGRP as i32, g));
+            if p.live.is_some() {
+                self.terminal(p.pid, request)?;
+            }
+        }
+        Ok(())
     }
 
     /// Stand-ins inside of the tree end, and their parents forget them.

@@ -5,7 +5,8 @@ use super::super::examined::{Examined, Found, Saved};
 use super::super::fdinfo::FdInfo;
 use super::super::reg::{self, Whereabouts};
 use super::super::{
-    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, nsfd, pidfd, pipe, signalfd, sys, timerfd,
+    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, nsfd, pidfd, pipe, signalfd, sys,
+    timerfd, tty,
 };
 use super::{FileError, FileSaver};
 use crate::socket;
@@ -84,6 +85,14 @@ impl FileSaver {
                 pipe::save(file, saved, &mut self.pipes)
             }
             libc::S_IFIFO => self.save_fifo(file, saved),
+            libc::S_IFCHR if tty::is_terminal(file) => {
+                let path_id = self.next_id;
+                self.next_id += 1;
+                let mut path = Saved::new(path_id, saved.found.clone());
+                tty::save(file, saved, &mut path)?;
+                self.files.insert(path_id, path);
+                Ok(())
+            }
             libc::S_IFREG if file.link.starts_with(memfd::PREFIX) => {
                 memfd::save(file, saved, &mut self.memfds)
             }

@@ -20,7 +20,7 @@ use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
-use super::{Connections, FilePolicy, TaskFiles, UnixPolicy, bpf, late, sys};
+use super::{Connections, FilePolicy, TaskFiles, UnixPolicy, bpf, late, sys, tty};
 use crate::Refusal;
 use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
@@ -51,6 +51,7 @@ pub struct FileSaver {
     pipes: Pipes,
     ghosts: Ghosts,
     memfds: Memfds,
+    terminals: tty::Terminals,
     bpf_maps: bpf::Maps,
     unix: unix::Table,
     streams: Vec<tcp::Stream>,
@@ -91,6 +92,7 @@ impl FileSaver {
             pipes: Pipes::default(),
             ghosts: Ghosts::default(),
             memfds: Memfds::default(),
+            terminals: tty::Terminals::default(),
             bpf_maps: bpf::Maps::default(),
             unix: unix::Table::default(),
             streams: Vec::new(),
@@ -343,6 +345,7 @@ impl FileSaver {
         self.pipes.finish(sink)?;
         self.ghosts.finish(sink)?;
         self.memfds.finish(sink)?;
+        self.terminals.finish(sink)?;
         self.bpf_maps.finish(sink)?;
         self.unix.finish(sink)?;
         for stream in &self.streams {

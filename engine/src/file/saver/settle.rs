@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use super::super::error::{Stop, refuse};
+use super::super::examined::Found;
 use super::super::identity::Held;
 use super::super::{epoll, late, nsfd};
 use super::{FileError, FileSaver};
@@ -18,6 +19,12 @@ impl FileSaver {
         self.settle_late_slots();
         let live = !self.policy.payload;
 
+        let job = self.policy.shell_job;
+        let terminals = &mut self.terminals;
+        refusals.extend(terminals.settle(&mut self.files, &self.descriptions, !live, job)?);
+        if !job {
+            self.terminals_elsewhere();
+        }
         let descriptions = &self.descriptions;
         let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
         refusals.extend(self.pipes.settle(held, !live)?);
@@ -82,6 +89,27 @@ impl FileSaver {
                 saved.extra.late_pid = Some(slot.pid);
                 saved.extra.late_fd = Some(slot.fd);
             }
+        }
+    }
+
+    /// Processes of sessions of the tree that a terminal controls which does
+    /// not come along.
+    fn terminals_elsewhere(&mut self) {
+        let tasks: Vec<_> = self.holders.values().map(|h| (h.pid, h.voice)).collect();
+        let refused: Vec<u32> = (self.refusals.iter().map(|r| r.pid as u32)).collect();
+        for (pid, device) in self.terminals.uncarried(tasks.into_iter(), &self.pids) {
+            if refused.contains(&(pid as u32)) {
+                continue;
+            }
+            let found = Found {
+                pid,
+                comm: self.holders[&pid].comm.clone(),
+                object: "controlling terminal".into(),
+                inode: (0, 0),
+            };
+            let reason = format!("the terminal {device} is held by no process of the service");
+            let advice = "run the service without a terminal, or untag the unit";
+            self.refuse(&found, "terminal", reason, advice.into());
         }
     }
 

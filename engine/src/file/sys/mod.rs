@@ -4,6 +4,7 @@ mod bpf;
 mod notify;
 mod pidfd;
 mod socket;
+mod tty;
 
 use std::ffi::{CStr, c_int};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -16,6 +17,7 @@ pub(crate) use bpf::*;
 pub(crate) use notify::*;
 pub(crate) use pidfd::*;
 pub(crate) use socket::*;
+pub(crate) use tty::*;
 
 /// `TFD_IOC_SET_TICKS`: `_IOW('T', 0, u64)`, linux/timerfd.h.
 const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;

@@ -40,6 +40,7 @@ pub mod sockets_unix;
 pub mod special;
 pub mod tcp;
 pub mod tcp_states;
+pub mod terminals;
 pub mod threads;
 pub mod timens;
 pub mod timers;
@@ -90,5 +91,6 @@ pub const ALL: &[&[Case]] = &[
     sockets_unix::CASES,
     tcp::CASES,
     tcp_states::CASES,
+    terminals::CASES,
     refusals::CASES,
 ];
