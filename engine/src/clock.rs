@@ -81,16 +81,16 @@ impl Offsets {
     /// How these differ from `base`.
     pub fn relative_to(self, base: Self) -> RcrTime {
         RcrTime {
-            monotonic_ns: self.monotonic - base.monotonic,
-            boottime_ns: self.boottime - base.boottime,
+            monotonic_ns: self.monotonic.saturating_sub(base.monotonic),
+            boottime_ns: self.boottime.saturating_sub(base.boottime),
         }
     }
 
     /// The offsets that differ from these by `by`.
     pub fn shifted(self, by: &RcrTime) -> Self {
         Self {
-            monotonic: self.monotonic + by.monotonic_ns,
-            boottime: self.boottime + by.boottime_ns,
+            monotonic: self.monotonic.saturating_add(by.monotonic_ns),
+            boottime: self.boottime.saturating_add(by.boottime_ns),
         }
     }
 
@@ -99,12 +99,13 @@ impl Offsets {
         timens::make(&self.to_text())
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut out = Self::default();
         for line in text.lines() {
             let mut words = line.split_ascii_whitespace();
             let (clock, sec, ns) = (words.next()?, words.next()?, words.next()?);
-            let value = sec.parse::<i64>().ok()?.checked_mul(SECOND)? + ns.parse::<i64>().ok()?;
+            let value = sec.parse::<i64>().ok()?.checked_mul(SECOND)?;
+            let value = value.checked_add(ns.parse::<i64>().ok()?)?;
             match clock {
                 "monotonic" => out.monotonic = value,
                 "boottime" => out.boottime = value,
@@ -126,10 +127,11 @@ impl Offsets {
 /// kernel (not of a namespace): they advanced since the dump as CLOCK_REALTIME
 /// did. A wall clock that was set back meanwhile counts as no time passed.
 pub fn continued(saved: &RcrInventory, now: Clocks) -> Offsets {
-    let passed = (now.realtime - saved.realtime_ns).max(0);
+    let passed = now.realtime.saturating_sub(saved.realtime_ns).max(0);
+    let on = |then: i64, now: i64| then.saturating_add(passed).saturating_sub(now);
     Offsets {
-        monotonic: saved.monotonic_ns + passed - now.monotonic,
-        boottime: saved.boottime_ns + passed - now.boottime,
+        monotonic: on(saved.monotonic_ns, now.monotonic),
+        boottime: on(saved.boottime_ns, now.boottime),
     }
 }
 
@@ -165,6 +167,23 @@ mod tests {
             boottime_ns: monotonic_ns,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn clocks_of_damaged_images_and_texts_do_not_overflow() {
+        let now = Clocks {
+            realtime: i64::MAX,
+            monotonic: i64::MIN,
+            boottime: 1,
+        };
+        let o = continued(&saved(i64::MIN, i64::MAX), now);
+        assert_eq!(o.monotonic, i64::MAX);
+        assert_eq!(Offsets::parse("monotonic 9223372036 999999999"), None);
+        let by = RcrTime {
+            monotonic_ns: i64::MAX,
+            ..RcrTime::default()
+        };
+        assert_eq!(o.shifted(&by).monotonic, i64::MAX);
     }
 
     proptest! {

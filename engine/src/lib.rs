@@ -7,6 +7,8 @@ pub mod dump;
 pub mod ext;
 pub mod file;
 pub mod freeze;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod memory;
 pub mod namespace;

@@ -14,6 +14,8 @@
 
 mod compress;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod initrd;
 pub mod modules;
 pub mod overlay;

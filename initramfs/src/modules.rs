@@ -1,6 +1,6 @@
 //! The new kernel's modules that early boot needs, resolved and unpacked.
 
-mod dep;
+pub(crate) mod dep;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

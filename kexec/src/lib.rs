@@ -16,6 +16,8 @@ mod bzimage;
 pub mod cmdline;
 mod e820;
 mod efi;
+#[doc(hidden)]
+pub mod fuzzing;
 mod load;
 mod machine;
 mod place;

@@ -132,7 +132,7 @@ pub(crate) fn read_failed(path: &Path) -> impl FnOnce(io::Error) -> MachineError
 }
 
 /// The ranges named `Crash kernel` in /proc/iomem; `None` where one is no range.
-fn parse_crash_kernel(iomem: &str) -> Option<Vec<Range<u64>>> {
+pub(crate) fn parse_crash_kernel(iomem: &str) -> Option<Vec<Range<u64>>> {
     iomem
         .lines()
         .filter_map(|line| line.trim_start().split_once(" : "))

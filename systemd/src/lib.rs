@@ -15,6 +15,8 @@
 pub mod adopt;
 pub mod check;
 pub mod dropin;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod generator;
 pub mod handover;
 pub mod mounts;

@@ -37,7 +37,7 @@ pub fn pseudo_mounts() -> io::Result<Vec<PseudoMount>> {
     Ok(parse(&fs::read_to_string("/proc/1/mountinfo")?))
 }
 
-fn parse(mountinfo: &str) -> Vec<PseudoMount> {
+pub(crate) fn parse(mountinfo: &str) -> Vec<PseudoMount> {
     let mut mounts: Vec<PseudoMount> = Vec::new();
     for line in mountinfo.lines() {
         let Some(mount) = parse_line(line) else {

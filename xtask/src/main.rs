@@ -3,6 +3,7 @@
 mod artifacts;
 mod demo;
 mod dev_vm;
+mod fuzz;
 mod host;
 mod image;
 mod mirror;
@@ -37,6 +38,9 @@ enum Task {
     /// Runs the conformance programs and writes docs/SUPPORT.md from what they
     /// showed.
     Support,
+    /// Feeds damaged and made-up bytes to everything that reads bytes somebody
+    /// else wrote.
+    Fuzz(fuzz::Arguments),
     /// Makes the virtual machine's image and nothing else.
     Image,
     /// Machines to work with by hand: started, driven and ended one by one.
@@ -61,6 +65,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { json } => demo::run(json.as_deref()),
         Task::Test(arguments) => test::run(&arguments),
         Task::Support => test::support(),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Image => {
             let image = image::prepare()?;
             println!("{}", image.dir.display());

@@ -12,7 +12,7 @@ mod carry;
 mod error;
 mod restore;
 mod save;
-mod schema;
+pub(crate) mod schema;
 #[cfg(test)]
 mod tests;
 

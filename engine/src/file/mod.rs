@@ -14,14 +14,14 @@
 //! Each kind of file has one module with its `save`, what it refuses, and its
 //! `restore`; sockets are in [`crate::socket`].
 
-mod bpf;
+pub(crate) mod bpf;
 mod builder;
 mod epoll;
 pub(crate) mod error;
 mod eventfd;
 pub(crate) mod examined;
 mod fanotify;
-mod fdinfo;
+pub(crate) mod fdinfo;
 mod foreign;
 mod ghost;
 pub(crate) mod identity;
@@ -30,7 +30,7 @@ mod late;
 mod memfd;
 mod nsfd;
 mod pidfd;
-mod pipe;
+pub(crate) mod pipe;
 pub(crate) mod record;
 pub(crate) mod reg;
 mod saver;

@@ -48,7 +48,7 @@ pub fn rings(vmas: &[VmaEntry]) -> impl Iterator<Item = &VmaEntry> {
 }
 
 /// The events that wait in a ring, in their order.
-fn waiting(ring: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn waiting(ring: &[u8]) -> Option<Vec<u8>> {
     let word = |n: usize| {
         let bytes = ring.get(n * 4..n * 4 + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?) as usize)

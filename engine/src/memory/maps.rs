@@ -88,7 +88,7 @@ pub fn read_ranges(pid: i32) -> io::Result<Vec<Vma>> {
     Ok(vmas)
 }
 
-fn parse(text: &[u8]) -> Option<Vec<Vma>> {
+pub(crate) fn parse(text: &[u8]) -> Option<Vec<Vma>> {
     let mut vmas: Vec<Vma> = Vec::new();
     for line in text.split(|&b| b == b'\n').filter(|l| !l.is_empty()) {
         if let Some(rest) = line.strip_prefix(b"VmFlags:") {

@@ -121,6 +121,8 @@ struct Function {
 /// The exported functions of a vDSO image (ELF64, little endian).
 fn functions(elf: &[u8]) -> Result<BTreeMap<String, Function>, MemoryError> {
     let bad = |what: &str| MemoryError::Vdso(format!("not understood: {what}"));
+    // What is out of range stays so, and is found to be when it is read.
+    let sum = u64::saturating_add;
     let bytes = |o: u64, n: u64| -> Result<&[u8], MemoryError> {
         let end = o.checked_add(n).ok_or_else(|| bad("offset"))?;
         elf.get(o as usize..end as usize)
@@ -135,10 +137,10 @@ fn functions(elf: &[u8]) -> Result<BTreeMap<String, Function>, MemoryError> {
     let (phoff, phentsize, phnum) = (u64_at(32)?, u16_at(54)?, u16_at(56)?);
     let (mut dynamic, mut load) = (None, None);
     for i in 0..phnum {
-        let at = phoff + i * phentsize;
+        let at = sum(phoff, i * phentsize);
         match u32_at(at)? {
-            1 if load.is_none() => load = Some(u64_at(at + 16)?),
-            2 => dynamic = Some((u64_at(at + 8)?, u64_at(at + 32)?)),
+            1 if load.is_none() => load = Some(u64_at(sum(at, 16))?),
+            2 => dynamic = Some((u64_at(sum(at, 8))?, u64_at(sum(at, 32))?)),
             _ => {}
         }
     }
@@ -147,7 +149,8 @@ fn functions(elf: &[u8]) -> Result<BTreeMap<String, Function>, MemoryError> {
     let (dyn_at, dyn_len) = dynamic.ok_or_else(|| bad("no PT_DYNAMIC"))?;
     let (mut symtab, mut strtab, mut strsz, mut hash, mut gnu_hash) = (None, None, 0, None, None);
     for i in 0..dyn_len / 16 {
-        let (tag, value) = (u64_at(dyn_at + i * 16)?, u64_at(dyn_at + i * 16 + 8)?);
+        let entry = sum(dyn_at, i * 16);
+        let (tag, value) = (u64_at(entry)?, u64_at(sum(entry, 8))?);
         let at = value.wrapping_sub(load);
         match tag {
             0 => break,
@@ -162,25 +165,25 @@ fn functions(elf: &[u8]) -> Result<BTreeMap<String, Function>, MemoryError> {
     let symtab = symtab.ok_or_else(|| bad("no symbol table"))?;
     let strtab = strtab.ok_or_else(|| bad("no string table"))?;
     let count = match (hash, gnu_hash) {
-        (Some(h), _) => u32_at(h + 4)?,
+        (Some(h), _) => u32_at(sum(h, 4))?,
         // Without the classic hash table: symbols end where strings begin.
         (None, Some(_)) if strtab > symtab => (strtab - symtab) / 24,
         _ => return Err(bad("no hash table")),
     };
     let mut out = BTreeMap::new();
     for i in 0..count.min(1024) {
-        let at = symtab + i * 24;
-        let (name, info, shndx) = (u32_at(at)?, bytes(at + 4, 1)?[0], u16_at(at + 6)?);
+        let at = sum(symtab, i * 24);
+        let (name, info, shndx) = (u32_at(at)?, bytes(sum(at, 4), 1)?[0], u16_at(sum(at, 6))?);
         if info & 0xf != 2 || shndx == 0 || name >= strsz {
             continue;
         }
-        let text = bytes(strtab + name, strsz - name)?;
+        let text = bytes(sum(strtab, name), strsz - name)?;
         let end = text
             .iter()
             .position(|&b| b == 0)
             .ok_or_else(|| bad("name"))?;
         let name = String::from_utf8_lossy(&text[..end]).into_owned();
-        let offset = u64_at(at + 8)?.wrapping_sub(load);
+        let offset = u64_at(sum(at, 8))?.wrapping_sub(load);
         if offset as usize >= elf.len() {
             return Err(bad("symbol"));
         }
@@ -188,7 +191,7 @@ fn functions(elf: &[u8]) -> Result<BTreeMap<String, Function>, MemoryError> {
             name,
             Function {
                 offset,
-                size: u64_at(at + 16)?,
+                size: u64_at(sum(at, 16))?,
             },
         );
     }
@@ -263,6 +266,30 @@ mod tests {
         let c = call(libc::SYS_getcpu);
         assert_eq!(c[0], 0xb8);
         assert_eq!(&c[5..], [0x49, 0x89, 0xca, 0x0f, 0x05, 0xc3]);
+    }
+
+    #[test]
+    fn places_out_of_range_are_errors() {
+        let (_, text) = own();
+        let word = |at: usize| u64::from_le_bytes(text[at..at + 8].try_into().unwrap());
+        let headers = word(32) as usize;
+        let dynamic = (0..8)
+            .map(|i| headers + i * 56)
+            .find(|&at| text[at] == 2)
+            .unwrap();
+        let entries = word(dynamic + 8) as usize;
+        let at_tag = |tag| {
+            let mut all = (0..64).map(|i| entries + i * 16);
+            all.find(|&at| word(at) == tag).unwrap() + 8
+        };
+        // Program headers, the dynamic section, symbols, strings.
+        for at in [32, dynamic + 8, at_tag(6), at_tag(5)] {
+            for far in [u64::MAX, u64::MAX - 7, u64::MAX - 23, 1 << 63] {
+                let mut text = text.clone();
+                text[at..at + 8].copy_from_slice(&far.to_le_bytes());
+                assert!(functions(&text).is_err(), "{far:x} at {at:x}");
+            }
+        }
     }
 
     proptest::proptest! {

@@ -88,7 +88,7 @@ fn read_map(pid: Pid, file: &str) -> Result<Vec<UidGidExtent>, NamespaceError> {
 }
 
 /// Parses an id map (user_namespaces(7)). `Err` is the number of the bad line, from 1.
-fn parse_map(text: &str) -> Result<Vec<UidGidExtent>, usize> {
+pub(crate) fn parse_map(text: &str) -> Result<Vec<UidGidExtent>, usize> {
     let line = |line: &str| {
         let mut n = line.split_ascii_whitespace().map(str::parse);
         let mut next = || n.next()?.ok();

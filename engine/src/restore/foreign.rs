@@ -31,7 +31,17 @@ pub fn is_foreign(source: &dyn ImageSource) -> Result<bool, RestoreError> {
 /// ago that was.
 pub fn inventory(source: &dyn ImageSource) -> Result<RcrInventory, RestoreError> {
     let clocks: Vec<TimensEntry> = get_records(source, Kind::Timens, names::TIMENS)?;
-    let ns = |t: &Timespec| t.tv_sec as i64 * 1_000_000_000 + t.tv_nsec as i64;
+    let ns = |t: &Timespec| {
+        let sum = t
+            .tv_sec
+            .checked_mul(1_000_000_000)?
+            .checked_add(t.tv_nsec)?;
+        i64::try_from(sum).ok()
+    };
+    let far = || ImageError::Content {
+        name: names::TIMENS.into(),
+        what: "a clock is out of range".into(),
+    };
     let mut own = RcrInventory {
         version: ext::VERSION,
         realtime_ns: Clocks::now().realtime,
@@ -39,8 +49,8 @@ pub fn inventory(source: &dyn ImageSource) -> Result<RcrInventory, RestoreError>
     };
     match clocks.first() {
         Some(c) => {
-            own.monotonic_ns = ns(&c.monotonic);
-            own.boottime_ns = ns(&c.boottime);
+            own.monotonic_ns = ns(&c.monotonic).ok_or_else(far)?;
+            own.boottime_ns = ns(&c.boottime).ok_or_else(far)?;
         }
         // As if they had been in the host's time namespace.
         None => {
@@ -127,6 +137,38 @@ mod tests {
         SeccompFilter {
             prev,
             ..SeccompFilter::default()
+        }
+    }
+
+    struct OneImage(Vec<u8>);
+
+    impl ImageSource for OneImage {
+        fn get(&self, name: &str) -> std::io::Result<Option<&[u8]>> {
+            Ok((name == names::TIMENS).then_some(&self.0))
+        }
+
+        fn names(&self) -> Vec<String> {
+            vec![names::TIMENS.into()]
+        }
+    }
+
+    #[test]
+    fn a_clock_out_of_range_is_an_error() {
+        for (tv_sec, good) in [
+            (77, true),
+            (u64::MAX, false),
+            (u64::MAX / 1_000_000_000, false),
+        ] {
+            let clock = Timespec {
+                tv_sec,
+                tv_nsec: 999_999_999,
+            };
+            let entry = TimensEntry {
+                monotonic: clock,
+                boottime: clock,
+            };
+            let image = crate::image::write_image(Kind::Timens, &[entry]);
+            assert_eq!(inventory(&OneImage(image)).is_ok(), good, "{tv_sec}");
         }
     }
 

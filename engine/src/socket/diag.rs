@@ -86,7 +86,7 @@ fn collect(fd: BorrowedFd<'_>) -> SysResult<HashMap<u32, UnixInfo>> {
 }
 
 /// First message: its type, its body, and what follows it.
-fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+pub(super) fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = word(bytes, 0)? as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let body = bytes.get(16..len)?;
@@ -98,7 +98,7 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 /// A `struct unix_diag_msg` and its attributes.
-fn parse(body: &[u8]) -> Option<(u32, UnixInfo)> {
+pub(super) fn parse(body: &[u8]) -> Option<(u32, UnixInfo)> {
     let mut info = UnixInfo {
         state: *body.get(2)?,
         ..UnixInfo::default()

@@ -41,7 +41,7 @@ pub(super) fn connecting_to(
 }
 
 /// The other end in a `struct inet_diag_msg`.
-fn peer(message: &[u8], family: i32) -> Option<Vec<u8>> {
+pub(super) fn peer(message: &[u8], family: i32) -> Option<Vec<u8>> {
     let mut raw = (family as u16).to_ne_bytes().to_vec();
     raw.extend_from_slice(message.get(6..8)?);
     if family == libc::AF_INET {

@@ -6,6 +6,7 @@
 
 mod diag;
 mod footing;
+pub(crate) mod fuzzing;
 pub(crate) mod home;
 pub(crate) mod inet;
 mod inet_diag;

@@ -41,7 +41,7 @@ pub(super) fn save(fd: BorrowedFd<'_>, kind: Kind, pid: i32) -> Result<Vec<RcrSo
 }
 
 /// Interfaces and raw addresses in `/proc/net/igmp`.
-fn groups4(text: &str) -> Vec<(u32, Vec<u8>)> {
+pub(super) fn groups4(text: &str) -> Vec<(u32, Vec<u8>)> {
     let mut interface = 0;
     let mut all = Vec::new();
     for line in text.lines().skip(1) {
@@ -61,7 +61,7 @@ fn groups4(text: &str) -> Vec<(u32, Vec<u8>)> {
 }
 
 /// Interfaces and raw addresses in `/proc/net/igmp6`.
-fn groups6(text: &str) -> Vec<(u32, Vec<u8>)> {
+pub(super) fn groups6(text: &str) -> Vec<(u32, Vec<u8>)> {
     let group = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let interface = words.next()?.parse().ok()?;

@@ -10,7 +10,11 @@ use crate::remote::Program;
 /// prlimit(2) on another user's process would need CAP_SYS_RESOURCE.
 pub fn save(pid: i32) -> io::Result<TaskRlimitsEntry> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/limits"));
+    parse(&text)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/limits")))
+}
+
+pub(crate) fn parse(text: &str) -> Option<TaskRlimitsEntry> {
     let number = |w: &str| match w {
         "unlimited" => Some(libc::RLIM_INFINITY),
         w => w.parse().ok(),
@@ -24,9 +28,8 @@ pub fn save(pid: i32) -> io::Result<TaskRlimitsEntry> {
             let (cur, max) = (number(words.next()?)?, number(words.next()?)?);
             Some(RlimitEntry { cur, max })
         })
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(bad)?;
-    Ok(TaskRlimitsEntry { rlimits })
+        .collect::<Option<Vec<_>>>()?;
+    Some(TaskRlimitsEntry { rlimits })
 }
 
 /// Sets every limit from inside the task.

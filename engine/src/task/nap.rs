@@ -199,7 +199,7 @@ fn timespec(tid: i32, at: u64) -> Option<i64> {
 }
 
 /// The first word of `/proc/PID/syscall`.
-fn call_number(text: &str) -> Option<i64> {
+pub(crate) fn call_number(text: &str) -> Option<i64> {
     text.split_ascii_whitespace().next()?.parse().ok()
 }
 
@@ -217,7 +217,7 @@ fn restarted(wchan: &str) -> Option<i64> {
 
 /// When a thread ran last, by its processor's own clock: `se.exec_start` of
 /// `/proc/PID/sched`, milliseconds with six places.
-fn last_ran(text: &str) -> Option<i64> {
+pub(crate) fn last_ran(text: &str) -> Option<i64> {
     let line = text.lines().find(|l| l.starts_with("se.exec_start"))?;
     let (ms, fraction) = line.rsplit(':').next()?.trim().split_once('.')?;
     let ns: i64 = format!("{fraction:0<6}").get(..6)?.parse().ok()?;

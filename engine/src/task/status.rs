@@ -18,13 +18,17 @@ impl Status {
     /// Reads the file of a thread of a process.
     pub fn read_thread(pid: i32, tid: i32) -> io::Result<Self> {
         let text = std::fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
-        let text = String::from_utf8_lossy(&text);
+        Ok(Self::parse(&text))
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(text);
         let lines = text.lines().filter_map(|l| l.split_once(':'));
-        Ok(Self(
+        Self(
             lines
                 .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
                 .collect(),
-        ))
+        )
     }
 
     /// A line's value; empty where the kernel has no such line.

@@ -20,7 +20,7 @@ pub const ID_MAX: u32 = 4096;
 
 /// A POSIX timer as `/proc/PID/timers` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Listed {
+pub(crate) struct Listed {
     id: u32,
     signal: u32,
     value: u64,
@@ -70,7 +70,7 @@ pub fn query(pid: i32, p: &mut Program) -> io::Result<Query> {
     Ok(Query { interval, posix })
 }
 
-fn parse(text: &str) -> Option<Vec<Listed>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<Listed>> {
     let mut out: Vec<Listed> = Vec::new();
     for line in text.lines() {
         let (key, value) = line.split_once(':')?;

@@ -36,7 +36,7 @@ pub enum DepError {
 
 /// `modules.dep`: module files and what each needs.
 #[derive(Debug, Default)]
-pub(super) struct ModulesDep {
+pub(crate) struct ModulesDep {
     modules: BTreeMap<String, Entry>,
 }
 
@@ -48,7 +48,7 @@ struct Entry {
 
 impl ModulesDep {
     /// Reads the text of a `modules.dep`.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, DepError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, DepError> {
         let mut modules = BTreeMap::new();
         for (line, text) in (1..).zip(bytes.split(|b| *b == b'\n')) {
             let text = std::str::from_utf8(text)
@@ -79,12 +79,12 @@ impl ModulesDep {
     }
 
     /// Whether there is a module of that name.
-    pub(super) fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.modules.contains_key(name)
     }
 
     /// Names and files of `wanted` and of all they need, each behind its needs.
-    pub(super) fn load_order(&self, wanted: &[&str]) -> Result<Vec<(&str, &str)>, DepError> {
+    pub(crate) fn load_order(&self, wanted: &[&str]) -> Result<Vec<(&str, &str)>, DepError> {
         let mut walk = Walk {
             dep: self,
             order: Vec::new(),
@@ -146,7 +146,7 @@ impl<'d> Walk<'d> {
 
 /// Names of the modules built into the kernel, from the text of a
 /// `modules.builtin`.
-pub(super) fn builtin_names(bytes: &[u8]) -> BTreeSet<String> {
+pub(crate) fn builtin_names(bytes: &[u8]) -> BTreeSet<String> {
     String::from_utf8_lossy(bytes)
         .lines()
         .map(|line| module_name(line.trim()))

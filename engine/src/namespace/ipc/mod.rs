@@ -186,6 +186,14 @@ pub fn build_ipc(
     Ok(IpcNamespace { ns })
 }
 
+/// Reads what is to be made, and makes nothing.
+pub(crate) fn read(source: &dyn ImageSource, ns_id: u32) -> Result<(), ImageError> {
+    segments::get(source, ns_id)?;
+    queues::get(source, ns_id)?;
+    semaphores::get(source, ns_id)?;
+    Ok(())
+}
+
 /// Ids of the objects of a kind (`shm`, `msg`, `sem`) where the calling thread is.
 fn ids(kind: &str) -> Result<Vec<i32>, NamespaceError> {
     let path = format!("/proc/sysvipc/{kind}");

@@ -18,7 +18,7 @@ pub mod mountinfo;
 mod nodes;
 mod plan;
 mod save;
-mod schema;
+pub(crate) mod schema;
 mod sources;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -87,7 +87,7 @@ fn head(m: &Message) -> Body {
     Body::new(&[m.body.first().copied().unwrap_or(0), 0, 0, 0])
 }
 
-fn connection(m: &Message) -> Vec<u8> {
+pub(super) fn connection(m: &Message) -> Vec<u8> {
     let rest = m.body.get(HEAD..).unwrap_or(&[]);
     let attrs = Attrs(rest);
     let status = attrs.get(STATUS).and_then(|v| v.get(..4));

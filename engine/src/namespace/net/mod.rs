@@ -15,13 +15,14 @@ mod addresses;
 mod build;
 mod conntrack;
 mod enter;
+pub(crate) mod fuzzing;
 mod links;
 mod neighbours;
 pub(crate) mod netlink;
 mod nft;
 mod routes;
 mod save;
-mod schema;
+pub(crate) mod schema;
 mod stream;
 mod sysctls;
 #[cfg(test)]

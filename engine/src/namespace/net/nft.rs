@@ -168,13 +168,18 @@ pub(super) fn restore(nl: &mut Netlink, all: &[NftEntry]) -> Result<(), Namespac
     if all.is_empty() {
         return Ok(());
     }
+    nl.batch(&transaction(all), "make nftables rules")
+}
+
+/// The messages that make a ruleset.
+pub(super) fn transaction(all: &[NftEntry]) -> Vec<u8> {
     let mut batch = Batch::default();
     batch.bounds(BATCH_BEGIN);
     for table in all.iter().filter(|e| e.kind == u32::from(NEWTABLE)) {
         batch.table(table, all);
     }
     batch.bounds(BATCH_END);
-    nl.batch(&batch.bytes, "make nftables rules")
+    batch.bytes
 }
 
 #[derive(Default)]

@@ -58,7 +58,7 @@ pub(super) fn device(body: &[u8]) -> Option<i32> {
 }
 
 /// A route as it is asked for, and by which two are compared.
-fn settled(body: &[u8]) -> Vec<u8> {
+pub(super) fn settled(body: &[u8]) -> Vec<u8> {
     let mut head = body[..RTMSG.min(body.len())].to_vec();
     head.resize(RTMSG, 0);
     let kept = flags(body) & LASTING;
@@ -75,7 +75,7 @@ fn settled(body: &[u8]) -> Vec<u8> {
 }
 
 /// Seconds until a route goes by itself.
-fn expires(body: &[u8]) -> Option<u32> {
+pub(super) fn expires(body: &[u8]) -> Option<u32> {
     let info = Attrs(body.get(RTMSG..)?).get(CACHEINFO)?;
     // rta_expires is the third word of struct rta_cacheinfo.
     let ticks = i32::from_ne_bytes(info.get(8..12)?.try_into().ok()?);
