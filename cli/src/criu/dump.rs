@@ -157,7 +157,7 @@ impl Unfinished {
         let dir = places.images.join(UNFINISHED);
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context(dir.display().to_string());
+                Err(e).context(dir.display().to_string())
             }
             _ => Ok(Self(dir)),
         }

@@ -264,7 +264,7 @@ impl FileBuilder<'_> {
                 add(epfd, w, program);
             } else {
                 let ours = self.open(target)?.as_raw_fd();
-                add_elsewhere(epfd, w, ours, here, &numbers, program);
+                add_elsewhere(epfd, w, ours, here, numbers, program);
             }
         }
         Ok(())

@@ -97,13 +97,18 @@ impl DirSource {
             images.insert(name, Mapping::new(&file, len, ProtFlags::PROT_READ)?);
         }
         let link = dir.join(Self::PARENT);
-        let parent = match (link.is_dir(), left) {
+        let parent = match (fs::symlink_metadata(&link).is_ok(), left) {
             (false, _) => None,
             (true, 0) => {
                 let what = format!("{}: more than {GENERATIONS_MAX} parents", dir.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
-            (true, _) => Some(Box::new(Self::open_chain(&link, left - 1)?)),
+            // Resolved at each step: a path of many symlinks is none to the kernel.
+            (true, _) => {
+                let dir = fs::canonicalize(&link)
+                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", link.display())))?;
+                Some(Box::new(Self::open_chain(&dir, left - 1)?))
+            }
         };
         Ok(Self { images, parent })
     }

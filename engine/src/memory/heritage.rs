@@ -354,6 +354,10 @@ fn inheritable(u: &VmaEntry, v: &VmaEntry, same_exe: bool) -> bool {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "lists of one range are meant"
+)]
 mod tests {
     use super::*;
 

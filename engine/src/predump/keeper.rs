@@ -82,7 +82,7 @@ pub(super) fn start(tracking: &Tracking) -> Result<Keeper, PreDumpError> {
     named.extend(tracking.mates.iter().map(|&pid| Held { pid, fd: None }));
     let until: Vec<BorrowedFd<'_>> = until.iter().map(AsFd::as_fd).collect();
     let pid = keeper::hold(&held, &until).map_err(PreDumpError::io("starting a keeper"))?;
-    let start_time = start_time(pid).ok_or_else(|| PreDumpError::Keeper { pid })?;
+    let start_time = start_time(pid).ok_or(PreDumpError::Keeper { pid })?;
     Ok(Keeper {
         boot_id: boot_id().map_err(PreDumpError::io("boot_id"))?,
         pid,
@@ -138,5 +138,5 @@ pub fn tracked(images: &dyn ImageSource) -> Result<Vec<i32>, PreDumpError> {
 
 fn start_time(pid: i32) -> Option<u64> {
     let bytes = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    u64::try_from(Stat::parse(&bytes)?.number(22)).ok()
+    Some(Stat::parse(&bytes)?.number(22))
 }

@@ -122,7 +122,7 @@ impl Step<'_, '_> {
             let pids = &self.images.pids;
             let here = |t: &PosixTimerEntry| PosixTimerEntry {
                 notify_thread_id: t.notify_thread_id.map(|tid| pids.here(tid)),
-                ..t.clone()
+                ..*t
             };
             let posix: Vec<_> = t.posix.iter().map(here).collect();
             let seen = |tid: i32| pids.seen(p.pid, tid);

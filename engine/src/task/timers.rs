@@ -216,7 +216,7 @@ pub fn restore_posix(
         }
         let t = PosixTimerEntry {
             notify_thread_id: t.notify_thread_id.map(&seen),
-            ..t.clone()
+            ..*t
         };
         create(p, &t);
     }

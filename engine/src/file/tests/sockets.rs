@@ -163,18 +163,6 @@ fn unix_connections_to_strangers() {
 }
 
 #[test]
-fn descriptors_in_flight_are_refused() {
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    let (a, b) = UnixStream::pair().unwrap();
-    let rights = [0];
-    let control = [ControlMessage::ScmRights(&rights)];
-    let data = [io::IoSlice::new(b"x")];
-    sendmsg::<()>(a.as_raw_fd(), &data, &control, MsgFlags::empty(), None).unwrap();
-    let said = refusals(&[(500, a.as_fd()), (501, b.as_fd())], FilePolicy::frozen());
-    assert!(said[0].contains("under way"), "{said:?}");
-}
-
-#[test]
 fn netlink_sockets_listen_to_the_same_groups() {
     let nl = super::sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap();
     let mut address = [0u8; 12];

@@ -41,8 +41,11 @@ fn flags(body: &[u8]) -> u32 {
     attrs(body).u32(FLAGS).unwrap_or(short)
 }
 
+/// Family and prefix length, device, local address, address.
+type Key<'a> = (Option<&'a [u8]>, i32, Option<&'a [u8]>, Option<&'a [u8]>);
+
 /// What distinguishes an address from others.
-fn key(body: &[u8]) -> (Option<&[u8]>, i32, Option<&[u8]>, Option<&[u8]>) {
+fn key(body: &[u8]) -> Key<'_> {
     let a = attrs(body);
     (body.get(..2), index(body), a.get(LOCAL), a.get(ADDRESS))
 }

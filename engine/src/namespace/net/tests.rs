@@ -30,6 +30,9 @@ fn source(id: u32) -> NetSource {
     }
 }
 
+/// IFF_RUNNING and IFF_LOWER_UP, which the kernel sets when it comes to it.
+const CARRIER: u32 = 0x1_0040;
+
 /// What can be told apart by looking.
 fn picture() -> Result<Vec<String>, NamespaceError> {
     let mut nl = Netlink::route()?;
@@ -41,7 +44,7 @@ fn picture() -> Result<Vec<String>, NamespaceError> {
             l.index(),
             l.name(),
             l.kind(),
-            l.flags(),
+            l.flags() & !CARRIER,
             l.mtu(),
             l.tied(),
             l.master()

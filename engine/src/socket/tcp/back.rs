@@ -93,7 +93,7 @@ impl Connections {
             return Ok(());
         }
         if !ends.is_empty() {
-            let name = self.lock.get_or_insert_with(|| lock::fresh_name());
+            let name = self.lock.get_or_insert_with(lock::fresh_name);
             lock::remove(None, name)?;
             lock::leave(None, name, &ends)?;
         }

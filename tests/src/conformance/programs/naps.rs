@@ -181,8 +181,8 @@ fn rest_of_select(_: &Stage) -> Result<Check> {
 fn restarted_sleep(_: &Stage) -> Result<Check> {
     let words = Map::forever(4096)?;
     let mut children = Vec::new();
-    // SAFETY: one thread; the children only sleep.
     for n in 0..3_usize {
+        // SAFETY: one thread; the children only sleep.
         match unsafe { fork() }? {
             ForkResult::Child => loop {
                 let r = match n {
