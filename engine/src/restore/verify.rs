@@ -5,7 +5,6 @@ use super::images::Images;
 use crate::image::schema::FileEntry;
 use crate::image::{ImageSource, Kind, get_records, names};
 use crate::memory::heritage;
-use crate::memory::pages::Saved;
 
 /// What images hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,10 +28,10 @@ pub fn verify(source: &dyn ImageSource) -> Result<Verified, RestoreError> {
         ..Verified::default()
     };
     for p in &images.processes {
-        let saved = Saved::load(source, &names::pagemap(p.pid))?;
-        let shared = heritage::load(source, p.pid)?;
-        let owned = heritage::mark(&saved.pieces, p.pid, &shared);
-        out.page_bytes += owned.iter().map(|p| p.bytes.len() as u64).sum::<u64>();
+        out.page_bytes += heritage::pages(source, p.id)?
+            .iter()
+            .map(|p| p.bytes.len() as u64)
+            .sum::<u64>();
     }
     Ok(out)
 }
