@@ -20,6 +20,7 @@ const TIOCSPTLCK: u64 = 0x4004_5431;
 
 /// What a terminal can be asked for that is one number.
 #[derive(Debug, Clone, Copy)]
+#[repr(u64)]
 pub(crate) enum TtyNumber {
     /// Of a master: the index of the pair (TIOCGPTN).
     Index = 0x8004_5430,
