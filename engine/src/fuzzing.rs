@@ -300,7 +300,7 @@ pub fn proc(which: u8, bytes: &[u8]) {
         3 => {
             let status = Status::parse(bytes);
             let _ = status.creds(0);
-            (status.seccomp_mode(), status.locked_kib(), status.umask());
+            let _ = (status.seccomp_mode(), status.locked_kib(), status.umask());
         }
         4 => drop(mountinfo::parse(bytes)),
         5 => drop(timers::parse(&text())),

@@ -14,7 +14,7 @@ pub(crate) fn netlink(bytes: &[u8]) {
     for m in messages(bytes).flatten() {
         let link = Link(&m.body);
         link.objection();
-        (link.tied(), link.master(), link.address(), link.mtu());
+        let _ = (link.tied(), link.master(), link.address(), link.mtu());
         routes::device(&m.body);
         routes::settled(&m.body);
         routes::expires(&m.body);
