@@ -381,6 +381,8 @@ fn outside(stage: &Stage) -> Result<Check> {
         let mut word = [0; 5];
         let _ = master.read_exact(&mut word);
         let _ = master.write_all(&word);
+        // Its end would hang the slave up before it has read.
+        let _ = master.read_exact(&mut word);
     })?;
     let mut slave = p.slave;
     drop(p.master);
@@ -390,6 +392,7 @@ fn outside(stage: &Stage) -> Result<Check> {
         let mut word = [0; 5];
         slave.read_exact(&mut word)?;
         f.same("the echo", b"hello", &word);
+        slave.write_all(b"leave")?;
         Ok(())
     }))
 }
