@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail};
 use crate::mirror;
 
 /// Packages with a program whose presence says that they are installed.
-const PACKAGES: [(&str, &str); 4] = [
+const PACKAGES: [(&str, &str); 5] = [
     ("qemu-system-x86", "qemu-system-x86_64"),
     ("qemu-utils", "qemu-img"),
     ("mmdebstrap", "mmdebstrap"),
     ("e2fsprogs", "mkfs.ext4"),
+    ("iproute2", "ip"),
 ];
 
 /// Our own source file for this machine's backports suite.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use rcr_tests::scenarios::{self, Bench};
 use rcr_tests::vm::qemu::Accel;
 
-use crate::{artifacts, image, peer, root, vm_dir};
+use crate::{artifacts, host, image, peer, root, vm_dir};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -46,6 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    host::install_missing()?;
     let mut tally = Tally::default();
     if let Some(only) = &arguments.cross {
         cross_step(Some(only), &mut tally);
