@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::netlink::Netlink;
 use super::{
@@ -33,6 +34,9 @@ fn source(id: u32) -> NetSource {
 /// IFF_RUNNING and IFF_LOWER_UP, which the kernel sets when it comes to it.
 const CARRIER: u32 = 0x1_0040;
 
+/// IFA_F_TENTATIVE, until the kernel is sure that nobody else has the address.
+const TENTATIVE: u8 = 0x40;
+
 /// What can be told apart by looking.
 fn picture() -> Result<Vec<String>, NamespaceError> {
     let mut nl = Netlink::route()?;
@@ -50,11 +54,11 @@ fn picture() -> Result<Vec<String>, NamespaceError> {
             l.master()
         ));
     }
-    lines.extend(
-        addresses::list(&mut nl)?
-            .iter()
-            .map(|m| format!("{:?}", &m.body[..8])),
-    );
+    lines.extend(addresses::list(&mut nl)?.iter().map(|m| {
+        let mut head = m.body[..8].to_vec();
+        head[2] &= !TENTATIVE;
+        format!("{head:?}")
+    }));
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut all: Vec<_> = routes::list(&mut nl, family)?;
         all.sort_by(|a, b| a.body.cmp(&b.body));
@@ -72,6 +76,24 @@ fn picture() -> Result<Vec<String>, NamespaceError> {
             .map(|s| format!("{} {:?}", s.path, s.value)),
     );
     Ok(lines)
+}
+
+/// Addresses that the kernel gives by itself, and their routes, come in time.
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What is there when nothing has changed for a while.
+fn settled(source: &NetSource) -> Vec<String> {
+    let look = || inside_net(source.ns.as_fd(), picture).unwrap();
+    let end = Instant::now() + PATIENCE;
+    let (mut last, mut same) = (look(), 0);
+    while same < 20 && Instant::now() < end {
+        std::thread::sleep(LOOK_AGAIN);
+        let now = look();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
 }
 
 #[test]
@@ -96,13 +118,18 @@ fn devices_addresses_and_routes_come_back() {
         Ok(())
     })
     .unwrap();
-    let before = inside_net(a.ns.as_fd(), picture).unwrap();
+    let before = settled(&a);
     let mut images = Memory::default();
     let sources = [a, b];
     assert_eq!(save_nets(&sources, &mut images).unwrap(), []);
     let none = BTreeMap::new();
     let made = build_nets(&images, &BTreeMap::new(), &none, &[]).unwrap();
-    let after = inside_net(made[&12].ns(), picture).unwrap();
+    let mut after = inside_net(made[&12].ns(), picture).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while after != before && Instant::now() < end {
+        std::thread::sleep(LOOK_AGAIN);
+        after = inside_net(made[&12].ns(), picture).unwrap();
+    }
     for (b, a) in before.iter().zip(&after) {
         assert_eq!(b, a);
     }
