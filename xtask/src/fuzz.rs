@@ -48,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .current_dir(&dir)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", RUSTFLAGS)
-        .args(["build", "--release", "--locked"])
+        .args(["build", "--release"])
         .status()?;
     if !status.success() {
         bail!("the fuzz targets cannot be built: {status}");

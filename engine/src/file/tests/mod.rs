@@ -83,6 +83,15 @@ struct Env {
     journal: tempfile::TempDir,
 }
 
+impl Env {
+    fn new() -> Self {
+        Self {
+            root: File::open("/").unwrap(),
+            journal: tempfile::tempdir().unwrap(),
+        }
+    }
+}
+
 impl RestoreEnv for Env {
     fn root_dir(&self, mnt_ns: u32) -> io::Result<BorrowedFd<'_>> {
         assert_eq!(mnt_ns, 0);
@@ -159,6 +168,18 @@ impl RoundTrip {
     }
 }
 
+/// The images of what a process holds, all of which is carried, and its table.
+fn images_of(holder: &Holder, policy: FilePolicy) -> (tempfile::TempDir, Vec<FdinfoEntry>) {
+    let mut saver = FileSaver::new(policy).unwrap();
+    let table = holder.save(&mut saver);
+    saver.settle().unwrap();
+    assert_eq!(saver.refusals(), []);
+    let dir = tempfile::tempdir().unwrap();
+    let mut sink = DirSink::create(dir.path()).unwrap();
+    saver.finish(&mut sink).unwrap();
+    (dir, table)
+}
+
 /// Saves, lets `between` undo what is in the way, makes again, saves again.
 fn round_trip(fds: &[(RawFd, BorrowedFd<'_>)], between: impl FnOnce()) -> RoundTrip {
     let dir = tempfile::tempdir().unwrap();
@@ -177,10 +198,7 @@ fn round_trip(fds: &[(RawFd, BorrowedFd<'_>)], between: impl FnOnce()) -> RoundT
     between();
 
     let source = DirSource::open(dir.path()).unwrap();
-    let env = Env {
-        root: File::open("/").unwrap(),
-        journal: tempfile::tempdir().unwrap(),
-    };
+    let env = Env::new();
     let mut builder = FileBuilder::new(&source, &env).unwrap();
     let mut files = Vec::new();
     for e in &table {

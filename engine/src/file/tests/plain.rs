@@ -50,10 +50,7 @@ fn a_replaced_file_is_an_error() {
         .unwrap();
     std::fs::write(&path, b"short").unwrap();
     let source = DirSource::open(images.path()).unwrap();
-    let env = Env {
-        root: File::open("/").unwrap(),
-        journal: tempfile::tempdir().unwrap(),
-    };
+    let env = Env::new();
     let mut builder = FileBuilder::new(&source, &env).unwrap();
     let FileError::Build { source, .. } = builder.open(table[0].id).unwrap_err() else {
         panic!()
@@ -190,20 +187,10 @@ fn what_epoll_watches_is_found_under_any_number() {
             .map(|(i, e)| (501 + i as RawFd, e.as_fd())),
     );
     let holder = Holder::new(&fds);
-    let mut saver = FileSaver::new(FilePolicy::frozen()).unwrap();
-    let table = holder.save(&mut saver);
-    saver.settle().unwrap();
-    assert_eq!(saver.refusals(), []);
-    let dir = tempfile::tempdir().unwrap();
-    saver
-        .finish(&mut DirSink::create(dir.path()).unwrap())
-        .unwrap();
+    let (dir, table) = images_of(&holder, FilePolicy::frozen());
 
     let source = DirSource::open(dir.path()).unwrap();
-    let env = Env {
-        root: File::open("/").unwrap(),
-        journal: tempfile::tempdir().unwrap(),
-    };
+    let env = Env::new();
     let mut builder = FileBuilder::new(&source, &env).unwrap();
     let id = |fd: u32| table.iter().find(|e| e.fd == fd).unwrap().id;
     let mut targets = builder.extra(id(500)).unwrap().epoll_targets.clone();
@@ -263,18 +250,9 @@ fn signal_owners_are_set_by_a_holder_and_refused_outside() {
     let holder = Holder::new(&fds);
     own(holder.0.as_raw());
     fcntl(&a, FcntlArg::F_SETFL(OFlag::O_ASYNC)).unwrap();
-    let mut saver = FileSaver::new(FilePolicy::frozen()).unwrap();
-    let table = holder.save(&mut saver);
-    saver.settle().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    saver
-        .finish(&mut DirSink::create(dir.path()).unwrap())
-        .unwrap();
+    let (dir, table) = images_of(&holder, FilePolicy::frozen());
     let source = DirSource::open(dir.path()).unwrap();
-    let env = Env {
-        root: File::open("/").unwrap(),
-        journal: tempfile::tempdir().unwrap(),
-    };
+    let env = Env::new();
     let builder = FileBuilder::new(&source, &env).unwrap();
     let mut program = crate::remote::Program::new();
     builder.last(holder.0.as_raw(), &table, &mut program);

@@ -49,19 +49,10 @@ fn established_connections_are_refused_or_come_back_closed() {
     let said = refusals(&[(500, server.as_fd())], FilePolicy::frozen());
     assert!(said[0].contains("established TCP connection"), "{said:?}");
 
-    let dir = tempfile::tempdir().unwrap();
     let holder = Holder::new(&[(500, server.as_fd())]);
-    let mut saver = FileSaver::new(CLOSING()).unwrap();
-    let table = holder.save(&mut saver);
-    saver.settle().unwrap();
-    saver
-        .finish(&mut DirSink::create(dir.path()).unwrap())
-        .unwrap();
+    let (dir, table) = images_of(&holder, CLOSING());
     let source = DirSource::open(dir.path()).unwrap();
-    let env = Env {
-        root: File::open("/").unwrap(),
-        journal: tempfile::tempdir().unwrap(),
-    };
+    let env = Env::new();
     let mut builder = FileBuilder::new(&source, &env).unwrap();
     let fd = builder.open(table[0].id).unwrap();
     assert_eq!(read_some(fd), b"", "end of file");
@@ -140,19 +131,10 @@ fn unix_connections_to_strangers() {
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].contains("outside the service"), "{said:?}");
     (&b).write_all(b"last words").unwrap();
-    let dir = tempfile::tempdir().unwrap();
     let holder = Holder::new(&[(500, a.as_fd()), (501, c.as_fd())]);
-    let mut saver = FileSaver::new(CLOSING()).unwrap();
-    let table = holder.save(&mut saver);
-    saver.settle().unwrap();
-    saver
-        .finish(&mut DirSink::create(dir.path()).unwrap())
-        .unwrap();
+    let (dir, table) = images_of(&holder, CLOSING());
     let source = DirSource::open(dir.path()).unwrap();
-    let env = Env {
-        root: File::open("/").unwrap(),
-        journal: tempfile::tempdir().unwrap(),
-    };
+    let env = Env::new();
     let mut builder = FileBuilder::new(&source, &env).unwrap();
     let stream = builder.open(table[0].id).unwrap();
     assert_eq!(read_some(stream), b"last words");

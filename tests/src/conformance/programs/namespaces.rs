@@ -40,6 +40,16 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A forked process with a mount namespace of its own.
+/// An ordinary user who gets no privileges back, as services are.
+pub(super) fn become_a_service() -> Result<()> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let (uid, gid) = (Uid::from_raw(33), Gid::from_raw(33));
+    setgroups(&[gid])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    Ok(nix::sys::prctl::set_no_new_privs()?)
+}
+
 fn inside(
     name: &str,
     change: impl FnOnce() -> Result<()>,
@@ -294,14 +304,7 @@ fn hardened(stage: &Stage) -> Result<Check> {
         }
         mount_proc()?;
         std::env::set_current_dir(&state)?;
-        let (uid, gid) = (
-            nix::unistd::Uid::from_raw(33),
-            nix::unistd::Gid::from_raw(33),
-        );
-        nix::unistd::setgroups(&[gid])?;
-        nix::unistd::setresgid(gid, gid, gid)?;
-        nix::unistd::setresuid(uid, uid, uid)?;
-        nix::sys::prctl::set_no_new_privs()?;
+        become_a_service()?;
         let (ask, asked) = std::sync::mpsc::channel::<()>();
         let (answered, answer) = std::sync::mpsc::channel();
         std::thread::spawn(move || {

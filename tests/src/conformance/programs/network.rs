@@ -683,14 +683,7 @@ fn hardened(_: &Stage) -> Result<Check> {
         )?;
         ip("link set lo up")?;
         ip("link add inner0 type veth peer name inner1")?;
-        let (uid, gid) = (
-            nix::unistd::Uid::from_raw(33),
-            nix::unistd::Gid::from_raw(33),
-        );
-        nix::unistd::setgroups(&[gid])?;
-        nix::unistd::setresgid(gid, gid, gid)?;
-        nix::unistd::setresuid(uid, uid, uid)?;
-        nix::sys::prctl::set_no_new_privs()?;
+        super::namespaces::become_a_service()?;
         let (ask, asked) = std::sync::mpsc::channel::<()>();
         let (answered, answer) = std::sync::mpsc::channel();
         std::thread::spawn(move || {

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use super::refusals::{expect, stranger};
+use super::refusals::{expect, stranger_that_waits};
 use crate::conformance::sys::{self, Map};
 use crate::conformance::{Case, Check, Findings, Member, Stage};
 
@@ -190,16 +190,7 @@ fn thread(_: &Stage) -> Result<Check> {
 }
 
 fn outside(stage: &Stage) -> Result<Check> {
-    let board = Map::forever(4096)?;
-    stranger(move || {
-        let me = std::process::id().into();
-        board.word(0).store(me, std::sync::atomic::Ordering::SeqCst);
-        loop {
-            std::thread::sleep(crate::conformance::stage::POLL);
-        }
-    })?;
-    sys::await_word(board.word(0), 1);
-    let pid = board.word(0).load(std::sync::atomic::Ordering::SeqCst) as i32;
+    let pid = stranger_that_waits()?;
     let fd = open(pid, 0)?;
     expect(stage, &fd, &format!("stands for process {pid} outside"))?;
     Ok(Box::new(move |f| {

@@ -91,6 +91,20 @@ pub(super) fn stranger(run: impl FnOnce()) -> Result<()> {
     }
 }
 
+/// The id of such a process, which waits until it is killed.
+pub(super) fn stranger_that_waits() -> Result<i32> {
+    let board = Map::forever(4096)?;
+    stranger(move || {
+        let me = std::process::id().into();
+        board.word(0).store(me, std::sync::atomic::Ordering::SeqCst);
+        loop {
+            std::thread::sleep(crate::conformance::stage::POLL);
+        }
+    })?;
+    sys::await_word(board.word(0), 1);
+    Ok(board.word(0).load(std::sync::atomic::Ordering::SeqCst) as i32)
+}
+
 fn pipe_outside(stage: &Stage) -> Result<Check> {
     let (mut here, there) = std::io::pipe()?;
     let up = Map::forever(4096)?;

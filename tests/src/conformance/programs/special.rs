@@ -10,8 +10,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, fork};
 
-use super::refusals::{expect, stranger};
-use crate::conformance::sys::{self, Map};
+use super::refusals::{expect, stranger_that_waits};
+use crate::conformance::sys;
 use crate::conformance::{Case, Check, Findings, Member, Stage};
 
 /// fcntl commands (linux/fcntl.h).
@@ -326,16 +326,7 @@ fn devices(_: &Stage) -> Result<Check> {
 }
 
 fn proc_outside(stage: &Stage) -> Result<Check> {
-    let board = Map::forever(4096)?;
-    stranger(move || {
-        let me = std::process::id().into();
-        board.word(0).store(me, std::sync::atomic::Ordering::SeqCst);
-        loop {
-            std::thread::sleep(crate::conformance::stage::POLL);
-        }
-    })?;
-    sys::await_word(board.word(0), 1);
-    let pid = board.word(0).load(std::sync::atomic::Ordering::SeqCst) as i32;
+    let pid = stranger_that_waits()?;
     let file = File::open(format!("/proc/{pid}/comm"))?;
     expect(stage, &file, "of a process outside")?;
     Ok(Box::new(move |f| {
