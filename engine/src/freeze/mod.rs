@@ -135,43 +135,38 @@ impl Frozen {
 /// Kills processes whose threads we trace, and waits until they are gone; a
 /// process that is somebody else's child is left to its parent.
 pub(crate) fn kill_and_reap(pids: &[i32]) {
-    // The first process of a PID namespace ends when all others of it are
-    // reaped, which may take somebody whom we have to let do it.
-    let (inits, others): (Vec<i32>, Vec<i32>) = pids
-        .iter()
-        .partition(|&&pid| crate::namespace::pid::is_init_below(pid));
     // A leader cannot be waited for before its threads are.
-    let mut tids = Vec::new();
+    let (mut in_turn, mut inits) = (Vec::new(), Vec::new());
     for &pid in pids {
-        tids.extend(
-            list_tids(pid)
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|&t| t != pid),
-        );
+        let tids = list_tids(pid).unwrap_or_default();
+        let threads = tids.into_iter().filter(|&t| t != pid);
+        if crate::namespace::pid::is_init_below(pid) {
+            inits.extend(threads.chain([pid]));
+        } else {
+            in_turn.extend(threads);
+        }
         let target = nix::unistd::Pid::from_raw(pid);
         match nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(e) => tracing::warn!(pid, "kill: {e}"),
         }
     }
-    for tid in tids.into_iter().chain(others) {
+    let leaders = pids.iter().filter(|pid| !inits.contains(pid));
+    for tid in in_turn.into_iter().chain(leaders.copied()) {
         while let Ok(stop) = ptrace::wait(tid) {
             if matches!(stop, Stop::Gone(_)) {
                 break;
             }
         }
     }
+    // The last thread of a PID namespace's first process ends when everybody
+    // else of the namespace is reaped: its other threads, in any order, and
+    // whoever is somebody else's to reap (zap_pid_ns_processes in the
+    // kernel), whom we have to let do it.
     let end = Instant::now() + INIT_PATIENCE;
-    for pid in inits.into_iter().rev() {
-        loop {
-            match ptrace::try_wait(pid) {
-                Ok(Some(Stop::Gone(_))) | Err(_) => break,
-                Ok(None) if Instant::now() > end => break,
-                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
-                Ok(Some(_)) => {}
-            }
-        }
+    while !inits.is_empty() && Instant::now() < end {
+        inits.retain(|&tid| !matches!(ptrace::try_wait(tid), Ok(Some(Stop::Gone(_))) | Err(_)));
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
