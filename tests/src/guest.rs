@@ -26,9 +26,18 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 /// # Errors
 /// When the guest cannot.
 pub fn install_product(vm: &mut Vm) -> Result<()> {
+    enable_product(vm)?;
+    vm.exec(&["systemctl", "restart", REDIS_UNIT, NGINX_UNIT])?;
+    Ok(())
+}
+
+/// Enables the product's units, as its package would.
+///
+/// # Errors
+/// When the guest cannot.
+pub fn enable_product(vm: &mut Vm) -> Result<()> {
     vm.sh("cd /usr/lib/systemd/system && systemctl daemon-reload && \
          systemctl enable --now $(grep -l '^\\[Install\\]' rcr-*.service)")?;
-    vm.exec(&["systemctl", "restart", REDIS_UNIT, NGINX_UNIT])?;
     Ok(())
 }
 

@@ -20,6 +20,7 @@ pub mod held;
 pub mod probe;
 pub mod resp;
 pub mod scenarios;
+pub mod services;
 pub mod upgrade;
 pub mod vm;
 pub mod wire;

@@ -178,6 +178,17 @@ impl Vm {
         self.record.ports
     }
 
+    /// Opens a port of this host that leads to one of the guest; gives it.
+    ///
+    /// # Errors
+    /// When QEMU does not.
+    pub fn forward(&mut self, guest: u16) -> Result<u16> {
+        let port = free_port()?;
+        let mut qmp = Qmp::connect(&self.dir.join("qmp.sock"))?;
+        qmp.monitor(&format!("hostfwd_add net tcp:127.0.0.1:{port}-:{guest}"))?;
+        Ok(port)
+    }
+
     /// The serial console's log.
     pub fn console(&self) -> Console {
         Console::new(self.dir.join("console.log"))

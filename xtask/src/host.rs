@@ -67,6 +67,26 @@ pub fn install_missing() -> Result<()> {
     Ok(())
 }
 
+/// Installs the packages of programs that are missing.
+///
+/// # Errors
+/// When apt cannot install one.
+pub fn install(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
+        .iter()
+        .filter(|(program, _)| !has_program(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Installing Debian packages: {}", missing.join(", "));
+    apt(&["update", "-q"])?;
+    let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
+    arguments.extend(missing);
+    apt(&arguments)
+}
+
 /// Makes this machine's backports suite known to apt. Returns its name, or
 /// nothing if the mirror has none for this release.
 fn offer_backports() -> Result<Option<String>> {

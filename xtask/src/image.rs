@@ -1,5 +1,6 @@
-//! Makes the virtual machine's image: Debian stable with two stock kernels.
-//! Both steps are cached by what goes into them.
+//! Makes the virtual machines' images: Debian stable with two stock kernels, and
+//! the same with the services that people run. All steps are cached by what goes
+//! into them.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,39 +17,78 @@ use crate::{artifacts, mirror, root, vm_dir};
 /// Debian's release in the guest.
 const SUITE: &str = "trixie";
 
-/// Size of the root file system; the file is sparse.
-const ROOT_SIZE: &str = "4G";
+/// What an image is made of.
+struct Flavour {
+    /// Begins its cache's name.
+    name: &'static str,
+    /// Folders of `xtask` that say what is in it, applied in this order.
+    recipes: &'static [&'static str],
+    /// Size of the root file system; the file is sparse.
+    root_size: &'static str,
+}
 
-/// The image, made now if it is not there yet.
+/// What the scenarios run on.
+const PLAIN: Flavour = Flavour {
+    name: "base",
+    recipes: &["image"],
+    root_size: "4G",
+};
+
+/// What `cargo xtask services` runs on.
+const SERVICES: Flavour = Flavour {
+    name: "services",
+    recipes: &["image", "services"],
+    root_size: "8G",
+};
+
+/// The scenarios' image, made now if it is not there yet.
 ///
 /// # Errors
 /// When a package or a tool is missing and cannot be had, or a step fails.
 pub fn prepare() -> Result<Image> {
+    make(&PLAIN)
+}
+
+/// The services' image, made now if it is not there yet.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_services() -> Result<Image> {
+    make(&SERVICES)
+}
+
+fn make(flavour: &Flavour) -> Result<Image> {
     install_missing()?;
     let dir = vm_dir();
     fs::create_dir_all(&dir)?;
     let lock = File::create(dir.join("image.lock"))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-    let base = base(&dir)?;
+    let base = base(&dir, flavour)?;
     with_agent(&dir, &base)
 }
 
 /// Debian as mmdebstrap makes it, as a file system.
-fn base(dir: &Path) -> Result<PathBuf> {
-    let recipe = root().join("xtask/image");
+fn base(dir: &Path, flavour: &Flavour) -> Result<PathBuf> {
+    let recipes: Vec<PathBuf> = flavour
+        .recipes
+        .iter()
+        .map(|name| root().join("xtask").join(name))
+        .collect();
     let mut hasher = DefaultHasher::new();
-    (SUITE, ROOT_SIZE).hash(&mut hasher);
-    hash_tree(&recipe, &mut hasher)?;
-    let base = dir.join(format!("base-{:016x}", hasher.finish()));
+    (SUITE, flavour.root_size).hash(&mut hasher);
+    for recipe in &recipes {
+        hash_tree(recipe, &mut hasher)?;
+    }
+    let base = dir.join(format!("{}-{:016x}", flavour.name, hasher.finish()));
     if base.exists() {
         return Ok(base);
     }
-    println!("Making the root file system (Debian {SUITE}); this is done once");
-    let work = dir.join("base.new");
+    println!("Making a root file system (Debian {SUITE}); this is done once");
+    let work = dir.join(format!("{}.new", flavour.name));
     run(as_root("rm").arg("-rf").arg(&work))?;
     fs::create_dir_all(work.join("root"))?;
     let tar = work.join("root.tar");
-    bootstrap(&recipe, &tar)?;
+    bootstrap(&recipes, &tar)?;
     run(as_root("tar")
         .arg("-xf")
         .arg(&tar)
@@ -67,7 +107,7 @@ fn base(dir: &Path) -> Result<PathBuf> {
         .arg("-d")
         .arg(work.join("root"))
         .arg(work.join("root.img"))
-        .arg(ROOT_SIZE))?;
+        .arg(flavour.root_size))?;
     run(Command::new("tar")
         .arg("-xf")
         .arg(&tar)
@@ -79,8 +119,11 @@ fn base(dir: &Path) -> Result<PathBuf> {
     Ok(base)
 }
 
-fn bootstrap(recipe: &Path, tar: &Path) -> Result<()> {
-    let packages = fs::read_to_string(recipe.join("packages"))?;
+fn bootstrap(recipes: &[PathBuf], tar: &Path) -> Result<()> {
+    let packages = recipes
+        .iter()
+        .map(|recipe| fs::read_to_string(recipe.join("packages")))
+        .collect::<Result<String, _>>()?;
     let packages: Vec<&str> = packages
         .lines()
         .filter(|line| !line.starts_with('#') && !line.is_empty())
@@ -94,14 +137,15 @@ fn bootstrap(recipe: &Path, tar: &Path) -> Result<()> {
     for unneeded in ["man", "doc", "locale"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{unneeded}/*"));
     }
-    command.arg(format!(
-        "--essential-hook=sync-in \"{}/root\" /",
-        recipe.display()
-    ));
-    command.arg(format!(
-        "--customize-hook=sh \"{}/customize.sh\" \"$1\"",
-        recipe.display()
-    ));
+    for recipe in recipes {
+        let (files, recipe) = (recipe.join("root"), recipe.display());
+        if files.exists() {
+            command.arg(format!("--essential-hook=sync-in \"{recipe}/root\" /"));
+        }
+        command.arg(format!(
+            "--customize-hook=sh \"{recipe}/customize.sh\" \"$1\""
+        ));
+    }
     command.arg(SUITE).arg(tar);
     command.args(sources(&backports)?);
     run(&mut command)

@@ -8,6 +8,7 @@ mod host;
 mod image;
 mod mirror;
 mod peer;
+mod services;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ enum Task {
     /// Runs the conformance programs and writes docs/SUPPORT.md from what they
     /// showed.
     Support,
+    /// Upgrades under the services that people run, with clients that hold
+    /// connections, and writes docs/SERVICES.md from what they showed.
+    Services(services::Arguments),
     /// Feeds damaged and made-up bytes to everything that reads bytes somebody
     /// else wrote.
     Fuzz(fuzz::Arguments),
@@ -65,6 +69,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { json } => demo::run(json.as_deref()),
         Task::Test(arguments) => test::run(&arguments),
         Task::Support => test::support(),
+        Task::Services(arguments) => services::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Image => {
             let image = image::prepare()?;

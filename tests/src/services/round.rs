@@ -1,0 +1,353 @@
+//! One machine, some services, a number of upgrades.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::catalog::{SERVICES, Service};
+use super::client::{Doors, Holding};
+use super::sessions::ssh_key;
+use super::table::{Row, Rows};
+use crate::guest;
+use crate::upgrade::{UPGRADE_TIMEOUT, command, status};
+use crate::vm::image::{Image, Kernel};
+use crate::vm::qemu::Accel;
+use crate::vm::{Crossing, Options, Vm};
+
+/// Right answers that each client must give before the first upgrade and after
+/// each.
+const ANSWERS: u64 = 10;
+
+/// A service may take this long to start.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What a round is made from.
+pub struct Bench<'a> {
+    /// The services' image.
+    pub image: &'a Image,
+    /// KVM or emulation.
+    pub accel: Accel,
+    /// The product, packed.
+    pub payload: &'a Path,
+    /// The machine's directory.
+    pub dir: &'a Path,
+    /// How many upgrades.
+    pub upgrades: u32,
+}
+
+/// A service that runs in the machine.
+struct Running {
+    service: &'static Service,
+    row: Row,
+    clients: Vec<Holding>,
+    before: Vec<String>,
+}
+
+/// The catalog's services of these names (any part of one, in any case; all for
+/// none), in groups that share a machine.
+///
+/// # Errors
+/// When a name fits none.
+pub fn groups(only: &[String]) -> Result<Vec<Vec<&'static Service>>> {
+    for part in only {
+        ensure!(
+            SERVICES.iter().any(|s| fits(s, part)),
+            "no service is called {part}"
+        );
+    }
+    let wanted = |s: &&Service| only.is_empty() || only.iter().any(|part| fits(s, part));
+    let numbers: BTreeSet<u8> = SERVICES.iter().filter(wanted).map(|s| s.group).collect();
+    let of = |number: u8| {
+        let of_group = |s: &&Service| s.group == number && wanted(s);
+        SERVICES.iter().filter(of_group).collect()
+    };
+    Ok(numbers.into_iter().map(of).collect())
+}
+
+fn fits(service: &Service, part: &str) -> bool {
+    service.name.to_lowercase().contains(&part.to_lowercase())
+}
+
+/// Runs a group and gives its rows.
+///
+/// # Errors
+/// When the machine is lost or an upgrade does not come to an end; what a
+/// service shows is in its row.
+pub fn run(bench: &Bench<'_>, group: &[&'static Service]) -> Result<Rows> {
+    let mut vm = Vm::start(&Options {
+        image: bench.image,
+        kernel: bench.image.oldest(),
+        accel: bench.accel,
+        dir: bench.dir,
+        payload: Some(bench.payload),
+        detached: false,
+    })?;
+    guest::enable_product(&mut vm)?;
+    let key = ssh_identity()?;
+    vm.write_file("/root/held.pub", key.as_bytes(), 0o644)?;
+    let mut running = Vec::new();
+    let mut rows = Rows::new();
+    for service in with_companions(group)? {
+        match start(&mut vm, service) {
+            Ok(version) => running.push(Running {
+                service,
+                row: fresh(service, version),
+                clients: Vec::new(),
+                before: Vec::new(),
+            }),
+            Err(error) => bail!("{}: {error:#}", service.name),
+        }
+    }
+    let doors = doors(&mut vm, &running)?;
+    for r in &mut running {
+        for (holds, open) in r.service.clients {
+            let client = Holding::open(holds, *open, &doors);
+            let client = client.map_err(|e| words_of(&mut vm, r.service.unit, e))?;
+            r.clients.push(client);
+        }
+    }
+    for client in running.iter().flat_map(|r| &r.clients) {
+        client.wait_for(ANSWERS)?;
+    }
+    running.retain_mut(|r| match refused(&mut vm, r.service) {
+        Ok(None) => true,
+        Ok(Some(reason)) => {
+            println!("{}: refused\n{reason}", r.service.name);
+            r.row.reason = Some(reason);
+            rows.insert(r.service.name.to_owned(), close(r));
+            false
+        }
+        Err(error) => {
+            println!("{}: {error:#}", r.service.name);
+            r.row.reason = Some(format!("{error:#}"));
+            rows.insert(r.service.name.to_owned(), close(r));
+            false
+        }
+    });
+    for r in &running {
+        guest::tag(&mut vm, &[r.service.unit])?;
+    }
+    if !running.is_empty() {
+        for number in 0..bench.upgrades {
+            let kernel = match number % 2 {
+                0 => bench.image.newest(),
+                _ => bench.image.oldest(),
+            };
+            upgrade(&mut vm, kernel, &mut running)
+                .with_context(|| format!("upgrade {} to {}", number + 1, kernel.release))?;
+        }
+    }
+    for mut r in running {
+        rows.insert(r.service.name.to_owned(), close(&mut r));
+    }
+    rows.retain(|name, _| group.iter().any(|s| s.name == name));
+    Ok(rows)
+}
+
+/// A group with what its members need, which comes first.
+fn with_companions(group: &[&'static Service]) -> Result<Vec<&'static Service>> {
+    let mut all: Vec<&'static Service> = Vec::new();
+    let mut todo: Vec<&'static Service> = group.to_vec();
+    while let Some(service) = todo.pop() {
+        all.retain(|s| s.name != service.name);
+        all.insert(0, service);
+        for name in service.with {
+            let found = SERVICES.iter().find(|s| s.name == *name);
+            todo.push(found.with_context(|| format!("{name} is not in the catalog"))?);
+        }
+    }
+    Ok(all)
+}
+
+fn fresh(service: &Service, version: String) -> Row {
+    Row {
+        carried: false,
+        version,
+        held: service
+            .clients
+            .iter()
+            .map(|(h, _)| (*h).to_owned())
+            .collect(),
+        upgrades: 0,
+        resets: 0,
+        wrong: 0,
+        bytes: 0,
+        longest_s: 0.0,
+        reason: None,
+    }
+}
+
+/// Sets a service up and starts it; gives its package's version.
+fn start(vm: &mut Vm, service: &Service) -> Result<String> {
+    let unit = service.unit;
+    let script = format!(
+        "set -e\n{}\nsystemctl restart {unit} || {{ journalctl -b --no-pager -n 20 -u {unit}; exit 1; }}",
+        service.setup
+    );
+    sh(vm, &script)?;
+    if !service.after.is_empty() {
+        sh(vm, &format!("set -e\n{}", service.after))?;
+    }
+    vm.sh(&format!(
+        "p=$(systemctl show -P MainPID {unit}); f=$(readlink /proc/$p/exe); \
+         n=$(dpkg -S $f 2>/dev/null | head -n 1 | cut -d: -f1); \
+         dpkg-query -W -f '${{Version}}' $n 2>/dev/null | sed 's/^[0-9]*://; s/[-+~].*//' || true"
+    ))
+}
+
+fn sh(vm: &mut Vm, script: &str) -> Result<String> {
+    let exit = vm.run_with(&["bash", "-c", script], &[], START_TIMEOUT)?;
+    ensure!(
+        exit.success(),
+        "{}\n{}\n{}",
+        exit.how(),
+        exit.out(),
+        exit.err()
+    );
+    Ok(exit.out())
+}
+
+fn doors(vm: &mut Vm, running: &[Running]) -> Result<Doors> {
+    let mut doors = Doors::default();
+    for port in running.iter().flat_map(|r| r.service.ports) {
+        if !doors.0.contains_key(port) {
+            doors.0.insert(*port, vm.forward(*port)?);
+        }
+    }
+    Ok(doors)
+}
+
+/// A key of our own; its public half.
+fn ssh_identity() -> Result<String> {
+    let path = ssh_key();
+    if !path.exists() {
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&path)
+            .status()
+            .context("starting ssh-keygen")?;
+        ensure!(made.success(), "ssh-keygen failed: {made}");
+    }
+    let public = path.with_extension("key.pub");
+    std::fs::read_to_string(&public).with_context(|| public.display().to_string())
+}
+
+/// Why a unit would not be carried, if so.
+fn refused(vm: &mut Vm, service: &Service) -> Result<Option<String>> {
+    let exit = vm.run(&["rcr", "check", "--json", service.unit])?;
+    match exit.code {
+        Some(0) => Ok(None),
+        Some(guest::EXIT_REFUSED) => {
+            let said: Value = serde_json::from_str(&exit.out()).context("rcr check --json")?;
+            let lines: BTreeSet<String> = said["refusals"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|r| {
+                    let text = |name: &str| r[name].as_str().unwrap_or_default().to_owned();
+                    format!("{}: {}: {}", text("comm"), text("object"), text("reason"))
+                })
+                .collect();
+            Ok(Some(Vec::from_iter(lines).join("\n")))
+        }
+        _ => bail!("rcr check {}: {} {}", exit.how(), exit.out(), exit.err()),
+    }
+}
+
+/// What must not change about a unit, a line each.
+fn facts(vm: &mut Vm, unit: &str) -> Result<Vec<String>> {
+    let shown = vm.sh(&format!(
+        "systemctl show -p ActiveState -p MainPID -p NRestarts {unit}; \
+         echo processes $(sort -n /sys/fs/cgroup$(systemctl show -P ControlGroup {unit})/cgroup.procs)"
+    ))?;
+    Ok(shown.lines().map(str::to_owned).collect())
+}
+
+fn upgrade(vm: &mut Vm, kernel: &Kernel, running: &mut [Running]) -> Result<()> {
+    for r in running.iter_mut() {
+        r.before = facts(vm, r.service.unit)?;
+    }
+    match vm.exec_across(&command(kernel, &[]), UPGRADE_TIMEOUT)? {
+        Crossing::Jumped(boot) => ensure!(boot.kernel == kernel.release, "{} runs", boot.kernel),
+        Crossing::Returned(exit) => {
+            bail!(
+                "rcr-upgrade {}:\n{}\n{}",
+                exit.how(),
+                exit.out(),
+                exit.err()
+            )
+        }
+    }
+    vm.wait_settled()?;
+    let status = status(vm)?;
+    println!("rcr status: {} {}", status["outcome"], status["reason"]);
+    for r in running.iter_mut() {
+        let mut troubles = Vec::new();
+        let after = facts(vm, r.service.unit)?;
+        for (was, is) in r.before.iter().zip(&after) {
+            if was != is {
+                troubles.push(format!("{was} became {is}"));
+            }
+        }
+        for client in &r.clients {
+            if let Err(error) = client.wait_for(ANSWERS) {
+                troubles.push(format!("no answer any more: {error:#}"));
+            }
+            let tally = client.tally();
+            if tally.resets + tally.wrong > 0 {
+                troubles.push(format!(
+                    "{}: {}",
+                    client.holds,
+                    tally.first_trouble.unwrap_or_default()
+                ));
+            }
+        }
+        r.row.upgrades += 1;
+        if troubles.is_empty() {
+            println!("{}: carried", r.service.name);
+        } else {
+            let text = troubles.join("\n");
+            println!("{}: {text}", r.service.name);
+            let words = words_of(vm, r.service.unit, anyhow::anyhow!("its words"));
+            println!("{words:#}");
+            r.row.reason.get_or_insert(text);
+        }
+    }
+    Ok(())
+}
+
+/// Ends a service's clients and completes its row.
+fn close(r: &mut Running) -> Row {
+    let mut row = r.row.clone();
+    for client in r.clients.drain(..) {
+        match client.finish() {
+            Ok(tally) => {
+                row.resets += tally.resets;
+                row.wrong += tally.wrong;
+                row.bytes += tally.bytes;
+                row.longest_s = row.longest_s.max(tally.longest.as_secs_f64());
+            }
+            Err(error) => {
+                row.reason.get_or_insert(format!("{error:#}"));
+            }
+        }
+    }
+    row.carried = row.upgrades > 0 && row.reason.is_none() && row.resets + row.wrong == 0;
+    row
+}
+
+/// Adds what the guest's logs say about a unit to an error.
+fn words_of(vm: &mut Vm, unit: &str, error: anyhow::Error) -> anyhow::Error {
+    let script = format!(
+        "systemctl status --no-pager -n 5 {unit}; journalctl -b --no-pager -n 20 -u {unit}; \
+         journalctl -b --no-pager -o short-monotonic | grep -i rcr | tail -20; ss -tnp | head -30"
+    );
+    match vm.run(&["sh", "-c", &script]) {
+        Ok(exit) => anyhow::anyhow!("{error:#}\nThe guest says:\n{}\n{}", exit.out(), exit.err()),
+        Err(_) => error,
+    }
+}
