@@ -10,7 +10,7 @@ for unit in redis-server nginx memcached valkey-server apache2 haproxy postgresq
 	chroot "$root" systemctl disable --quiet "$unit.service" || true
 done
 for unit in podman.socket podman-auto-update.timer phpsessionclean.timer \
-	logrotate.timer dovecot.socket epmd.socket ssh.socket; do
+	dovecot.socket epmd.socket ssh.socket netavark-dhcp-proxy.socket; do
 	chroot "$root" systemctl disable --quiet "$unit" || true
 done
 chroot "$root" useradd --create-home --shell /bin/bash held

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::host::run;
-use crate::{root, vm_dir};
+use crate::root;
 
 /// The packages whose programs are the product.
 const PRODUCT: [&str; 3] = ["rcr-cli", "rcr-initramfs", "rcr-systemd"];
@@ -77,7 +77,7 @@ fn build_programs(arguments: &[&str]) -> Result<Vec<PathBuf>> {
 /// When the build fails or a file cannot be written.
 pub fn product() -> Result<PathBuf> {
     println!("Building rcr");
-    let tree = vm_dir().join("product");
+    let tree = payloads().join("product");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
     }
@@ -137,8 +137,8 @@ pub fn install(from: &Path, tree: &Path, to: &str, mode: u32) -> Result<()> {
 /// # Errors
 /// When it cannot be packed.
 pub fn pack(tree: &Path, name: &str) -> Result<PathBuf> {
-    let tar = vm_dir().join(format!("{name}.tar"));
-    fs::create_dir_all(vm_dir())?;
+    let tar = payloads().join(format!("{name}.tar"));
+    fs::create_dir_all(payloads())?;
     run(Command::new("tar")
         .args([
             "--create",
@@ -153,6 +153,12 @@ pub fn pack(tree: &Path, name: &str) -> Result<PathBuf> {
         .arg(tree)
         .args(files(tree, Path::new(""))?))?;
     Ok(tar)
+}
+
+/// Where packed trees are. Images may be shared by several checkouts, what was
+/// built from one may not.
+fn payloads() -> PathBuf {
+    root().join("target/payload")
 }
 
 /// Every file of a tree, without the folders: unpacking must not change the
