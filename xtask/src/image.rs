@@ -83,7 +83,10 @@ fn base(dir: &Path, flavour: &Flavour) -> Result<PathBuf> {
     if base.exists() {
         return Ok(base);
     }
-    println!("Making {} (Debian {SUITE}); this is done once", base.display());
+    println!(
+        "Making {} (Debian {SUITE}); this is done once",
+        base.display()
+    );
     let work = dir.join(format!("{}.new", flavour.name));
     run(as_root("rm").arg("-rf").arg(&work))?;
     fs::create_dir_all(work.join("root"))?;

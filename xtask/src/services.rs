@@ -1,12 +1,13 @@
 //! `cargo xtask services`.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use rcr_tests::services::catalog::SERVICES;
 use rcr_tests::services::round::{self, Bench};
-use rcr_tests::services::table;
+use rcr_tests::services::table::{self, Rows};
 use rcr_tests::vm::qemu::Accel;
 
 use crate::{artifacts, host, image, root, vm_dir};
@@ -60,6 +61,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let names: Vec<&str> = group.iter().map(|service| service.name).collect();
         println!("-- {}", names.join(", "));
         let start = Instant::now();
+        let worse_now = Cell::new(false);
+        let record = |found: &Rows| {
+            let mut rows = table::read(&json)?;
+            for (name, row) in found {
+                let before = rows.insert(name.clone(), row.clone());
+                worse_now
+                    .set(worse_now.get() | (!row.carried && before.is_some_and(|b| b.carried)));
+            }
+            table::write(&rows, &json, &markdown)
+        };
         let found = round::run(
             &Bench {
                 image: &image,
@@ -67,9 +78,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 payload: &payload,
                 dir: &vm_dir().join("run/services"),
                 upgrades: arguments.upgrades,
+                record: &record,
             },
             &group,
         );
+        worse |= worse_now.get();
         let seconds = start.elapsed().as_secs_f64();
         let found = match found {
             Ok(found) => found,
@@ -79,14 +92,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 continue;
             }
         };
-        let mut rows = table::read(&json)?;
         for (name, row) in found {
             let verdict = if row.carried { "yes" } else { "no " };
             println!("{verdict} {name:<18} {} upgrades", row.upgrades);
-            worse |= !row.carried && rows.get(&name).is_some_and(|before| before.carried);
-            rows.insert(name, row);
         }
-        table::write(&rows, &json, &markdown)?;
         println!("   {seconds:.1} s");
     }
     Ok(if worse {

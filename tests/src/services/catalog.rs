@@ -17,10 +17,14 @@ pub struct Service {
     pub name: &'static str,
     /// Its unit.
     pub unit: &'static str,
+    /// The package whose version is shown.
+    pub package: &'static str,
     /// Services with the same number share a machine.
     pub group: u8,
     /// Other services of the catalog that its clients need: they are tagged too.
     pub with: &'static [&'static str],
+    /// Settings without which it is refused, for people; `setup` makes them.
+    pub needs: &'static [&'static str],
     /// Run in the guest before the unit is started.
     pub setup: &'static str,
     /// Run in the guest once it runs.
@@ -34,8 +38,10 @@ pub struct Service {
 const NONE: Service = Service {
     name: "",
     unit: "",
+    package: "",
     group: 0,
     with: &[],
+    needs: &[],
     setup: "",
     after: "",
     ports: &[],
@@ -61,6 +67,7 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "memcached",
         unit: "memcached.service",
+        package: "memcached",
         group: 1,
         setup: "sed -i 's/^-l .*/-l 0.0.0.0/' /etc/memcached.conf",
         ports: &[11211],
@@ -70,6 +77,7 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "PostgreSQL",
         unit: "postgresql@17-main.service",
+        package: "postgresql-17",
         group: 1,
         setup: "cd /etc/postgresql/17/main && echo \"listen_addresses = '*'\" >>postgresql.conf && \
                 echo 'host all held 10.0.2.2/32 trust' >>pg_hba.conf",
@@ -88,9 +96,17 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "MariaDB",
         unit: "mariadb.service",
+        package: "mariadb-server",
         group: 1,
-        setup: "sed -i 's/^bind-address.*/bind-address = 0.0.0.0/' \
-                /etc/mysql/mariadb.conf.d/50-server.cnf",
+        needs: &[
+            "`innodb_use_native_aio=0` (it uses io_uring)",
+            "`ProtectControlGroups=yes` (it watches memory pressure, by a trigger that no kernel \
+             tells)",
+        ],
+        setup: "sed -i 's/^bind-address.*/bind-address = 0.0.0.0\\ninnodb_use_native_aio = 0/' \
+                /etc/mysql/mariadb.conf.d/50-server.cnf; mkdir -p /etc/systemd/system/mariadb.service.d; \
+                printf '[Service]\\nProtectControlGroups=yes\\n' \
+                >/etc/systemd/system/mariadb.service.d/held.conf; systemctl daemon-reload",
         after: "mariadb -e \"CREATE DATABASE held; CREATE USER held@'10.0.2.2'; \
                 GRANT ALL ON held.* TO held@'10.0.2.2'; \
                 CREATE TABLE held.seen (n bigint, t text)\"",
@@ -104,6 +120,7 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Apache",
         unit: "apache2.service",
+        package: "apache2",
         group: 1,
         setup: concat!(
             "printf 'KeepAliveTimeout 600\\nMaxKeepAliveRequests 0\\nTimeout 600\\n' \
@@ -126,7 +143,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "HAProxy",
         unit: "haproxy.service",
-        group: 1,
+        package: "haproxy",
+        group: 2,
         with: &["memcached"],
         setup: "printf 'frontend held\\n mode tcp\\n option tcplog\\n timeout client 1h\\n bind :7000\\n \
                 default_backend held\\nbackend held\\n mode tcp\\n timeout server 1h\\n \
@@ -140,6 +158,7 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Mosquitto",
         unit: "mosquitto.service",
+        package: "mosquitto",
         group: 1,
         setup: "printf 'listener 1883 0.0.0.0\\nallow_anonymous true\\n' \
                 >/etc/mosquitto/conf.d/held.conf",
@@ -154,7 +173,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Redis",
         unit: "redis-server.service",
-        group: 2,
+        package: "redis-server",
+        group: 1,
         ports: &[6379],
         clients: &[
             ("pipelined INCR", |doors| Pipelined::open(doors, 6379)),
@@ -165,7 +185,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Valkey",
         unit: "valkey-server.service",
-        group: 3,
+        package: "valkey-server",
+        group: 1,
         setup: "sed -i 's/^port .*/port 6380/; s/^protected-mode .*/protected-mode no/; \
                 s/^bind .*/bind 0.0.0.0/' /etc/valkey/valkey.conf",
         ports: &[6380],
@@ -175,7 +196,9 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Node.js",
         unit: "held-node.service",
-        group: 2,
+        package: "nodejs",
+        group: 1,
+        needs: &["`SystemCallFilter=~io_uring_setup` (it uses io_uring)"],
         setup: NODE,
         ports: &[8082],
         clients: &[
@@ -187,7 +210,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "nginx",
         unit: "nginx.service",
-        group: 2,
+        package: "nginx",
+        group: 1,
         with: &["Node.js"],
         setup: concat!(
             "printf 'keepalive_timeout 600s;\\nkeepalive_requests 1000000;\\nsend_timeout 600s;\\n\
@@ -217,7 +241,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "PHP-FPM",
         unit: "php8.4-fpm.service",
-        group: 2,
+        package: "php8.4-fpm",
+        group: 1,
         with: &["nginx"],
         setup: "mkdir -p /var/www/html; \
                 echo '<?php echo strrev(\"turn \" . $_GET[\"n\"]);' >/var/www/html/held.php",
@@ -233,7 +258,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Gunicorn",
         unit: "held-gunicorn.service",
-        group: 2,
+        package: "gunicorn",
+        group: 1,
         setup: GUNICORN,
         ports: &[8083],
         clients: &[("a kept-alive connection", |doors| {
@@ -249,7 +275,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Unbound",
         unit: "unbound.service",
-        group: 3,
+        package: "unbound",
+        group: 1,
         setup: "printf 'server:\\n interface: 0.0.0.0\\n access-control: 10.0.2.0/24 allow\\n \
                 tcp-idle-timeout: 600000\\n local-data: \"held.example. A 127.1.2.3\"\\n' \
                 >/etc/unbound/unbound.conf.d/held.conf",
@@ -260,7 +287,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Dovecot",
         unit: "dovecot.service",
-        group: 3,
+        package: "dovecot-core",
+        group: 1,
         setup: "printf 'auth_allow_cleartext = yes\\nssl = no\\n' >/etc/dovecot/conf.d/99-held.conf",
         ports: &[143],
         clients: &[("IMAP IDLE", Idle::open)],
@@ -269,7 +297,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "OpenSSH",
         unit: "ssh.service",
-        group: 3,
+        package: "openssh-server",
+        group: 1,
         with: &["memcached"],
         setup: "install -d -m 700 -o held -g held /home/held/.ssh; \
                 install -m 600 -o held -g held /root/held.pub /home/held/.ssh/authorized_keys",
@@ -283,7 +312,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Prometheus",
         unit: "prometheus.service",
-        group: 3,
+        package: "prometheus",
+        group: 1,
         ports: &[9090],
         clients: &[("a kept-alive connection", |doors| {
             KeptAlive::open(doors, 9090, |number| {
@@ -300,7 +330,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Tomcat",
         unit: "tomcat10.service",
-        group: 4,
+        package: "tomcat10",
+        group: 1,
         setup: "sed -i 's/connectionTimeout=\"20000\"/connectionTimeout=\"600000\" \
                 maxKeepAliveRequests=\"-1\"/' /etc/tomcat10/server.xml; \
                 d=/var/lib/tomcat10/webapps/ROOT; mkdir -p $d; for i in $(seq -w 0 255); do \
@@ -312,7 +343,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "RabbitMQ",
         unit: "rabbitmq-server.service",
-        group: 4,
+        package: "rabbitmq-server",
+        group: 1,
         setup: "echo 'loopback_users = none' >>/etc/rabbitmq/rabbitmq.conf; \
                 rabbitmq-plugins enable --offline rabbitmq_stomp",
         ports: &[61613],
@@ -324,7 +356,8 @@ pub const SERVICES: &[Service] = &[
     Service {
         name: "Podman container",
         unit: "held-container.service",
-        group: 5,
+        package: "podman",
+        group: 3,
         setup: CONTAINER,
         ports: &[8084],
         clients: &[("values set and read, a counter", |doors| {
@@ -357,7 +390,7 @@ server.on('upgrade', (request, socket) => {
 });
 server.listen(8082, '0.0.0.0');
 END
-printf '[Service]\nExecStart=/usr/bin/node /usr/local/lib/held.js\nDynamicUser=yes\n' \
+printf '[Service]\nExecStart=/usr/bin/node /usr/local/lib/held.js\nDynamicUser=yes\nSystemCallFilter=~io_uring_setup\nSystemCallErrorNumber=ENOSYS\n' \
   >/etc/systemd/system/held-node.service
 systemctl daemon-reload"#;
 

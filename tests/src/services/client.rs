@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-/// An answer that takes longer than any blackout.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Longer than any blackout, also that of an emulated machine on a busy host.
+pub const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Between a good answer and the next question.
 const INTERVAL: Duration = Duration::from_millis(150);

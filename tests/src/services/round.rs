@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::catalog::{SERVICES, Service};
-use super::client::{Doors, Holding};
+use super::client::{Doors, Holding, Tally};
 use super::sessions::ssh_key;
 use super::table::{Row, Rows};
 use crate::guest;
-use crate::upgrade::{UPGRADE_TIMEOUT, command, status};
+use crate::upgrade::{command, status};
 use crate::vm::image::{Image, Kernel};
 use crate::vm::qemu::Accel;
 use crate::vm::{Crossing, Options, Vm};
@@ -24,6 +24,13 @@ const ANSWERS: u64 = 10;
 
 /// A service may take this long to start.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// From the command to the new boot's agent. An emulated machine with many
+/// services on a busy host takes its time.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Waits for a boot to settle are bounded; so many of them are made.
+const SETTLE_WAITS: u32 = 3;
 
 /// What a round is made from.
 pub struct Bench<'a> {
@@ -37,6 +44,8 @@ pub struct Bench<'a> {
     pub dir: &'a Path,
     /// How many upgrades.
     pub upgrades: u32,
+    /// Told the rows after each upgrade.
+    pub record: &'a dyn Fn(&Rows) -> Result<()>,
 }
 
 /// A service that runs in the machine.
@@ -93,23 +102,42 @@ pub fn run(bench: &Bench<'_>, group: &[&'static Service]) -> Result<Rows> {
     let mut rows = Rows::new();
     for service in with_companions(group)? {
         match start(&mut vm, service) {
-            Ok(version) => running.push(Running {
-                service,
-                row: fresh(service, version),
-                clients: Vec::new(),
-                before: Vec::new(),
-            }),
-            Err(error) => bail!("{}: {error:#}", service.name),
+            Ok(version) => {
+                println!("{} {version} runs", service.name);
+                running.push(Running {
+                    service,
+                    row: fresh(service, version),
+                    clients: Vec::new(),
+                    before: Vec::new(),
+                });
+            }
+            Err(error) => {
+                println!("{}: {error:#}", service.name);
+                let mut row = fresh(service, String::new());
+                row.reason = Some("it does not start in this machine".into());
+                rows.insert(service.name.to_owned(), row);
+            }
         }
     }
     let doors = doors(&mut vm, &running)?;
     for r in &mut running {
         for (holds, open) in r.service.clients {
-            let client = Holding::open(holds, *open, &doors);
-            let client = client.map_err(|e| words_of(&mut vm, r.service.unit, e))?;
-            r.clients.push(client);
+            match Holding::open(holds, *open, &doors) {
+                Ok(client) => r.clients.push(client),
+                Err(error) => {
+                    let error = words_of(&mut vm, r.service.unit, error);
+                    println!("{}: {error:#}", r.service.name);
+                    r.row.reason = Some(format!("a client cannot hold {holds}"));
+                }
+            }
         }
     }
+    running.retain_mut(|r| {
+        if r.row.reason.is_some() {
+            rows.insert(r.service.name.to_owned(), close(r));
+        }
+        r.row.reason.is_none()
+    });
     for client in running.iter().flat_map(|r| &r.clients) {
         client.wait_for(ANSWERS)?;
     }
@@ -131,20 +159,29 @@ pub fn run(bench: &Bench<'_>, group: &[&'static Service]) -> Result<Rows> {
     for r in &running {
         guest::tag(&mut vm, &[r.service.unit])?;
     }
-    if !running.is_empty() {
-        for number in 0..bench.upgrades {
-            let kernel = match number % 2 {
-                0 => bench.image.newest(),
-                _ => bench.image.oldest(),
-            };
-            upgrade(&mut vm, kernel, &mut running)
-                .with_context(|| format!("upgrade {} to {}", number + 1, kernel.release))?;
+    let of_group = |rows: &mut Rows| rows.retain(|n, _| group.iter().any(|s| s.name == n));
+    for number in 0..bench.upgrades {
+        if running.is_empty() {
+            break;
         }
+        let kernel = match number % 2 {
+            0 => bench.image.newest(),
+            _ => bench.image.oldest(),
+        };
+        upgrade(&mut vm, kernel, &mut running, &mut rows)
+            .with_context(|| format!("upgrade {} to {}", number + 1, kernel.release))?;
+        let mut now = rows.clone();
+        for r in &running {
+            now.insert(r.service.name.to_owned(), r.row_now());
+        }
+        of_group(&mut now);
+        (bench.record)(&now)?;
     }
     for mut r in running {
         rows.insert(r.service.name.to_owned(), close(&mut r));
     }
-    rows.retain(|name, _| group.iter().any(|s| s.name == name));
+    of_group(&mut rows);
+    (bench.record)(&rows)?;
     Ok(rows)
 }
 
@@ -177,6 +214,7 @@ fn fresh(service: &Service, version: String) -> Row {
         wrong: 0,
         bytes: 0,
         longest_s: 0.0,
+        needs: service.needs.iter().map(|n| (*n).to_owned()).collect(),
         reason: None,
     }
 }
@@ -193,9 +231,8 @@ fn start(vm: &mut Vm, service: &Service) -> Result<String> {
         sh(vm, &format!("set -e\n{}", service.after))?;
     }
     vm.sh(&format!(
-        "p=$(systemctl show -P MainPID {unit}); f=$(readlink /proc/$p/exe); \
-         n=$(dpkg -S $f 2>/dev/null | head -n 1 | cut -d: -f1); \
-         dpkg-query -W -f '${{Version}}' $n 2>/dev/null | sed 's/^[0-9]*://; s/[-+~].*//' || true"
+        "dpkg-query -W -f '${{Version}}' {} | sed 's/^[0-9]*://; s/[-+~].*//'",
+        service.package
     ))
 }
 
@@ -267,22 +304,39 @@ fn facts(vm: &mut Vm, unit: &str) -> Result<Vec<String>> {
     Ok(shown.lines().map(str::to_owned).collect())
 }
 
-fn upgrade(vm: &mut Vm, kernel: &Kernel, running: &mut [Running]) -> Result<()> {
+/// One upgrade. What the dump itself refuses is left behind, with its row.
+fn upgrade(
+    vm: &mut Vm,
+    kernel: &Kernel,
+    running: &mut Vec<Running>,
+    rows: &mut Rows,
+) -> Result<()> {
     for r in running.iter_mut() {
         r.before = facts(vm, r.service.unit)?;
     }
-    match vm.exec_across(&command(kernel, &[]), UPGRADE_TIMEOUT)? {
-        Crossing::Jumped(boot) => ensure!(boot.kernel == kernel.release, "{} runs", boot.kernel),
-        Crossing::Returned(exit) => {
-            bail!(
-                "rcr-upgrade {}:\n{}\n{}",
-                exit.how(),
-                exit.out(),
-                exit.err()
-            )
+    loop {
+        let exit = match vm.exec_across(&command(kernel, &[]), UPGRADE_TIMEOUT)? {
+            Crossing::Jumped(boot) => {
+                ensure!(boot.kernel == kernel.release, "{} runs", boot.kernel);
+                break;
+            }
+            Crossing::Returned(exit) => exit,
+        };
+        let said = format!("{}\n{}", exit.out(), exit.err());
+        println!("rcr-upgrade {}:\n{said}", exit.how());
+        let named = |r: &Running| said.contains(r.service.unit);
+        ensure!(running.iter().any(named), "rcr-upgrade names no service");
+        for mut r in running.extract_if(.., |r| said.contains(r.service.unit)) {
+            let lines = said.lines().filter(|line| line.contains(r.service.unit));
+            r.row.reason = Some(Vec::from_iter(lines).join("\n"));
+            guest::untag(vm, &[r.service.unit])?;
+            rows.insert(r.service.name.to_owned(), close(&mut r));
+        }
+        if running.is_empty() {
+            return Ok(());
         }
     }
-    vm.wait_settled()?;
+    settle(vm)?;
     let status = status(vm)?;
     println!("rcr status: {} {}", status["outcome"], status["reason"]);
     for r in running.iter_mut() {
@@ -320,23 +374,53 @@ fn upgrade(vm: &mut Vm, kernel: &Kernel, running: &mut [Running]) -> Result<()> 
     Ok(())
 }
 
+/// Waits until no start job is left.
+fn settle(vm: &mut Vm) -> Result<()> {
+    let mut waits = 1;
+    while let Err(error) = vm.wait_settled() {
+        if waits == SETTLE_WAITS {
+            return Err(error);
+        }
+        waits += 1;
+    }
+    Ok(())
+}
+
+impl Running {
+    /// Its row as it would be if it ended now.
+    fn row_now(&self) -> Row {
+        let mut row = self.row.clone();
+        for tally in self.clients.iter().map(Holding::tally) {
+            add(&mut row, &tally);
+        }
+        judge(&mut row);
+        row
+    }
+}
+
+fn add(row: &mut Row, tally: &Tally) {
+    row.resets += tally.resets;
+    row.wrong += tally.wrong;
+    row.bytes += tally.bytes;
+    row.longest_s = row.longest_s.max(tally.longest.as_secs_f64());
+}
+
+fn judge(row: &mut Row) {
+    row.carried = row.upgrades > 0 && row.reason.is_none() && row.resets + row.wrong == 0;
+}
+
 /// Ends a service's clients and completes its row.
 fn close(r: &mut Running) -> Row {
     let mut row = r.row.clone();
     for client in r.clients.drain(..) {
         match client.finish() {
-            Ok(tally) => {
-                row.resets += tally.resets;
-                row.wrong += tally.wrong;
-                row.bytes += tally.bytes;
-                row.longest_s = row.longest_s.max(tally.longest.as_secs_f64());
-            }
+            Ok(tally) => add(&mut row, &tally),
             Err(error) => {
                 row.reason.get_or_insert(format!("{error:#}"));
             }
         }
     }
-    row.carried = row.upgrades > 0 && row.reason.is_none() && row.resets + row.wrong == 0;
+    judge(&mut row);
     row
 }
 

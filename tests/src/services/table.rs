@@ -29,6 +29,8 @@ pub struct Row {
     pub bytes: u64,
     /// The longest wait for an answer, in seconds.
     pub longest_s: f64,
+    /// Settings without which it would be refused.
+    pub needs: Vec<String>,
     /// Why it was not carried.
     pub reason: Option<String>,
 }
@@ -81,7 +83,7 @@ what hardware shows.
 
 fn markdown(rows: &Rows) -> String {
     let mut text = HEAD.to_owned();
-    let mut reasons = String::new();
+    let (mut needs, mut reasons) = (String::new(), String::new());
     for (name, row) in in_order(rows) {
         let carried = if row.carried { "yes" } else { "no" };
         let _ = writeln!(
@@ -95,10 +97,16 @@ fn markdown(rows: &Rows) -> String {
             row.bytes,
             row.longest_s
         );
+        if !row.needs.is_empty() {
+            let _ = writeln!(needs, "- **{name}**: {}", row.needs.join("; "));
+        }
         if let Some(reason) = &row.reason {
             let reason = reason.replace('\n', "\n  ");
             let _ = writeln!(reasons, "- **{name}**: {reason}");
         }
+    }
+    if !needs.is_empty() {
+        let _ = write!(text, "\n## Settings without which it is refused\n\n{needs}");
     }
     if !reasons.is_empty() {
         let _ = write!(text, "\n## Why not\n\n{reasons}");
@@ -128,6 +136,7 @@ mod tests {
             wrong: 0,
             bytes: 10,
             longest_s: 0.4,
+            needs: vec!["`a=b`".into()],
             reason: Some("fd 7: io_uring".into()),
         };
         let rows = Rows::from([("memcached".to_owned(), row)]);
