@@ -297,10 +297,12 @@ fn refused(vm: &mut Vm, service: &Service) -> Result<Option<String>> {
 
 /// What must not change about a unit, a line each.
 fn facts(vm: &mut Vm, unit: &str) -> Result<Vec<String>> {
-    let shown = vm.sh(&format!(
-        "systemctl show -p ActiveState -p MainPID -p NRestarts {unit}; \
-         echo processes $(sort -n /sys/fs/cgroup$(systemctl show -P ControlGroup {unit})/cgroup.procs)"
-    ))?;
+    let shown = vm.exec(&[
+        "systemctl",
+        "show",
+        "--property=ActiveState,MainPID,NRestarts",
+        unit,
+    ])?;
     Ok(shown.lines().map(str::to_owned).collect())
 }
 
