@@ -7,6 +7,8 @@
 //! ```
 
 mod program;
+#[cfg(test)]
+mod tests;
 mod tracee;
 
 pub use program::{Arg, DataRef, OnError, Op, OpId, Outcome, Program};

@@ -4,8 +4,8 @@ use crate::arch::{
     self, ENTRY_BYTES, Entry, FRAME_BYTES_MAX, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN,
 };
 use crate::ext::RcrDispatch;
-use crate::sys::process::{Span, read_memory, write_memory};
-use crate::sys::ptrace::{self, Regs, Stop};
+use crate::sys::process::{Span, read_memory, tkill, write_memory};
+use crate::sys::ptrace::{self, RawSiginfo, Regs, Stop};
 use crate::sys::{SysError, SysResult};
 
 use super::program::{Arg, OnError, OpId, Outcome, Program};
@@ -118,10 +118,14 @@ impl Tracee {
         // To the call's entry, then to its exit. Not by single steps: were we
         // killed after one, the kernel would leave the trap flag set, and the
         // task would die of it.
-        for _ in 0..2 {
-            ptrace::to_syscall(self.tid)?;
+        let mut halt = Halt::default();
+        let mut stops = 0;
+        while stops < 2 {
+            ptrace::to_syscall(self.tid, 0)?;
             match ptrace::wait(self.tid)? {
-                Stop::Signal(libc::SIGTRAP) => {}
+                Stop::Signal(libc::SIGTRAP) => stops += 1,
+                Stop::Signal(libc::SIGSTOP) => halt.note(self.tid),
+                Stop::Stopped(_) => {}
                 Stop::Gone(status) => {
                     let tid = self.tid;
                     return Err(RemoteError::Gone { tid, status });
@@ -129,6 +133,7 @@ impl Tracee {
                 stop => return Err(self.strayed(stop)),
             }
         }
+        drop(halt);
         let rax = ptrace::get_regs(self.tid)?.rax as i64;
         if (-4095..0).contains(&rax) {
             return Err(self.failed(what, rax));
@@ -290,37 +295,106 @@ impl Tracee {
         Ok((Outcome { results, data }, births))
     }
 
-    /// Lets the task run until the interpreter says it is done.
+    /// Lets the task run until the interpreter says it is done, or, while the
+    /// signal by which it does is somebody else's, until its calls show it.
     fn go(&self, arena: Arena, births: &mut Births) -> Result<()> {
-        let done_at = arena.base + INTERPRETER.done_offset();
+        let tid = self.tid;
+        let mut listening = !self.is_pending(arch::DONE_SIGNAL)?;
+        if listening {
+            ptrace::set_sigmask(tid, arch::LISTENING_SIGMASK)?;
+        }
+        let mut halt = Halt::default();
+        let (mut signal, mut entered) = (0, false);
         loop {
-            ptrace::cont(self.tid, 0)?;
-            match ptrace::wait(self.tid)? {
-                Stop::Signal(arch::DONE_SIGNAL) => {
-                    if ptrace::get_regs(self.tid)?.rip == done_at {
-                        return Ok(());
+            match listening {
+                true => ptrace::cont(tid, signal)?,
+                false => ptrace::to_syscall(tid, signal)?,
+            }
+            signal = 0;
+            match ptrace::wait(tid)? {
+                Stop::Signal(arch::DONE_SIGNAL) if listening => {
+                    ptrace::set_sigmask(tid, arch::REMOTE_SIGMASK)?;
+                    if is_ours(&ptrace::signal_info(tid)?) {
+                        break;
+                    }
+                    // Delivered while it is blocked, it is queued again as it
+                    // was (ptrace_signal in the kernel). Ours may have been
+                    // dropped for it, as one of a kind is enough.
+                    (listening, signal) = (false, arch::DONE_SIGNAL);
+                    let mut regs = ptrace::get_regs(tid)?;
+                    if regs.rip == arena.base + INTERPRETER.done_offset() {
+                        regs.rip = arena.base + INTERPRETER.last_offset();
+                        ptrace::set_regs(tid, &regs)?;
                     }
                 }
+                Stop::Signal(libc::SIGTRAP) if !listening => {
+                    let ended = arena.base + INTERPRETER.ended_offset();
+                    let there = ptrace::get_regs(tid)?.rip == ended;
+                    // At the call's entry it would still be ahead.
+                    if there && std::mem::replace(&mut entered, there) {
+                        break;
+                    }
+                }
+                Stop::Signal(libc::SIGSTOP) => halt.note(tid),
+                // Woken by SIGCONT.
+                Stop::Stopped(_) => {}
                 Stop::Event(
                     libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK,
                 ) => {
-                    let child = ptrace::event_message(self.tid)? as i32;
+                    let child = ptrace::event_message(tid)? as i32;
                     // Attached by the kernel; it reports its first stop to us.
                     match ptrace::wait(child)? {
                         Stop::Stopped(_) | Stop::Signal(_) => births.push(child),
                         stop => return Err(Tracee { tid: child }.strayed(stop)),
                     }
                 }
-                Stop::Gone(status) => {
-                    return Err(RemoteError::Gone {
-                        tid: self.tid,
-                        status,
-                    });
-                }
+                Stop::Gone(status) => return Err(RemoteError::Gone { tid, status }),
                 stop => return Err(self.strayed(stop)),
             }
         }
+        Ok(())
     }
+
+    /// Whether a signal waits to be taken by the task.
+    fn is_pending(&self, signal: i32) -> SysResult<bool> {
+        for shared in [false, true] {
+            let queue = ptrace::peek_signals(self.tid, shared)?;
+            if queue.iter().any(|s| word(s, 0) == signal) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A task was told to stop while it worked for us; nothing can block that. It
+/// is told again when this is dropped, and stops when it is let go.
+#[derive(Default)]
+struct Halt(Option<i32>);
+
+impl Halt {
+    fn note(&mut self, tid: i32) {
+        self.0 = Some(tid);
+    }
+}
+
+impl Drop for Halt {
+    fn drop(&mut self) {
+        if let Some(tid) = self.0
+            && let Err(e) = tkill(tid, libc::SIGSTOP)
+        {
+            tracing::warn!(tid, "was to be stopped: {e}");
+        }
+    }
+}
+
+fn word(info: &RawSiginfo, at: usize) -> i32 {
+    i32::from_ne_bytes(info[at..at + 4].try_into().expect("4 bytes"))
+}
+
+/// Whether a signal comes from the interpreter.
+fn is_ours(info: &RawSiginfo) -> bool {
+    word(info, 8) == arch::DONE_CODE && word(info, 16) == arch::DONE_SENDER
 }
 
 /// Writes into memory that is not writable for the task itself.

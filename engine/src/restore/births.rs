@@ -424,11 +424,15 @@ impl Nursery<'_, '_, '_> {
         ptrace::seize(pid, ptrace::O_SUSPEND_SECCOMP | ptrace::O_TRACE_CHILDREN)?;
         ptrace::interrupt(pid)?;
         let tracee = Tracee { tid: pid };
-        match ptrace::wait(pid)? {
-            Stop::Stopped(_) => {}
-            stop => {
-                let what = format!("did not come up: {stop:?}");
-                return Err(RestoreError::Tree { pid, what });
+        loop {
+            match ptrace::wait(pid)? {
+                Stop::Stopped(_) => break,
+                // Meant for whoever had this id; nobody has it yet.
+                Stop::Signal(_) => ptrace::cont(pid, 0)?,
+                stop => {
+                    let what = format!("did not come up: {stop:?}");
+                    return Err(RestoreError::Tree { pid, what });
+                }
             }
         }
         ptrace::set_sigmask(pid, arch::REMOTE_SIGMASK)?;

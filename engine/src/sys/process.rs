@@ -373,6 +373,17 @@ pub fn tgkill(pid: i32, tid: i32, signal: i32) -> SysResult<()> {
     }
 }
 
+/// Sends a signal to one thread, whichever process it is of.
+pub fn tkill(tid: i32, signal: i32) -> SysResult<()> {
+    // SAFETY: numbers only.
+    let r = unsafe { libc::syscall(libc::SYS_tkill, tid, signal) };
+    if r < 0 {
+        Err(SysError::last("tkill", format!("task {tid}")))
+    } else {
+        Ok(())
+    }
+}
+
 /// A clock's value in nanoseconds (clock_gettime(2)).
 pub fn clock_ns(clock: libc::clockid_t) -> i64 {
     let mut ts = libc::timespec {

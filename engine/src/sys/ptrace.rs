@@ -63,9 +63,10 @@ pub fn cont(tid: i32, signal: i32) -> SysResult<()> {
     request(libc::PTRACE_CONT, "PTRACE_CONT", tid, 0, signal as usize).map(drop)
 }
 
-/// Runs to the next entry or exit of a system call.
-pub fn to_syscall(tid: i32) -> SysResult<()> {
-    request(libc::PTRACE_SYSCALL, "PTRACE_SYSCALL", tid, 0, 0).map(drop)
+/// Runs to the next entry or exit of a system call, delivering `signal` (0: none).
+pub fn to_syscall(tid: i32, signal: i32) -> SysResult<()> {
+    let signal = signal as usize;
+    request(libc::PTRACE_SYSCALL, "PTRACE_SYSCALL", tid, 0, signal).map(drop)
 }
 
 /// Runs one instruction.
@@ -194,6 +195,14 @@ pub fn set_sigmask(tid: i32, mask: u64) -> SysResult<()> {
 
 /// A raw `siginfo_t`.
 pub type RawSiginfo = [u8; 128];
+
+/// What comes with the signal a task is about to get.
+pub fn signal_info(tid: i32) -> SysResult<RawSiginfo> {
+    let mut info = [0; 128];
+    let at = info.as_mut_ptr() as usize;
+    request(libc::PTRACE_GETSIGINFO, "PTRACE_GETSIGINFO", tid, 0, at)?;
+    Ok(info)
+}
 
 /// Copies the pending signals, private to the thread or shared by the process.
 pub fn peek_signals(tid: i32, shared: bool) -> SysResult<Vec<RawSiginfo>> {

@@ -166,23 +166,32 @@ pub fn restore(
         tid,
         &arch::set_call(&now, arena.syscall_insn(), nap.call, args),
     )?;
-    ptrace::to_syscall(tid)?;
-    expect(tid, Stop::Signal(libc::SIGTRAP))?;
+    loop {
+        ptrace::to_syscall(tid, 0)?;
+        match ptrace::wait(tid)? {
+            Stop::Signal(libc::SIGTRAP) => break,
+            // SIGCONT wakes a task once.
+            Stop::Stopped(_) => {}
+            stop => return Err(unexpected(tid, stop)),
+        }
+    }
     // At the call's entry: it is interrupted as soon as it waits.
     ptrace::interrupt(tid)?;
     ptrace::cont(tid, 0)?;
-    expect(tid, Stop::Stopped(libc::SIGTRAP))?;
+    match ptrace::wait(tid)? {
+        Stop::Stopped(libc::SIGTRAP) => {}
+        stop => return Err(unexpected(tid, stop)),
+    }
     let interrupted = ptrace::get_regs(tid)?.rax as i64 == RESTART_BLOCK;
     Ok(interrupted.then(|| arch::interrupted_call(regs, nap.call, RESTART_BLOCK)))
 }
 
-fn expect(tid: i32, wanted: Stop) -> Result<(), RemoteError> {
-    match ptrace::wait(tid)? {
-        stop if stop == wanted => Ok(()),
-        Stop::Gone(status) => Err(RemoteError::Gone { tid, status }),
+fn unexpected(tid: i32, stop: Stop) -> RemoteError {
+    match stop {
+        Stop::Gone(status) => RemoteError::Gone { tid, status },
         stop => {
-            let ip = ptrace::get_regs(tid)?.rip;
-            Err(RemoteError::Strayed { tid, ip, stop })
+            let ip = ptrace::get_regs(tid).map_or(0, |r| r.rip);
+            RemoteError::Strayed { tid, ip, stop }
         }
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! It walks a table of [`Entry`]s with `r12`, calls the kernel for each, and
 //! ends after the last entry, or at the first one that failed and was not
-//! allowed to. Then it sends itself [`DONE_SIGNAL`], asking for its own id
-//! first, which is another one in a PID namespace: its tracer sees that and
+//! allowed to. Then it sends itself [`DONE_SIGNAL`], asking for its own ids
+//! first, which are others in a PID namespace: its tracer sees that and
 //! takes it from there. Should the tracer be gone, the signal is ignored, as it
 //! is by default, and rt_sigreturn(2) brings back the registers of the frame at
 //! `r14`. It uses no stack and no memory but these.
+//!
+//! The signal carries [`DONE_CODE`] and [`DONE_SENDER`], as nobody else's does.
+//! Where it cannot be had, since it is pending already, the tracer stops at
+//! every call and knows the end by the first one behind it.
 
 use std::arch::global_asm;
 
@@ -62,26 +66,43 @@ global_asm!(
     "add r12, 80",
     "jmp 2b",
     "9:",
+    "rcr_interpreter_last:",
+    "mov eax, {getpid}",
+    "syscall",
+    "rcr_interpreter_ended:",
+    "mov r13d, eax",
     "mov eax, {gettid}",
     "syscall",
-    "mov edi, eax",
-    "mov esi, {done}",
-    "mov eax, {tkill}",
+    "mov edi, r13d",
+    "mov esi, eax",
+    "mov edx, {done}",
+    "lea r10, [rip + 8f]",
+    "mov eax, {send}",
     "syscall",
     "rcr_interpreter_done:",
     "mov rsp, r14",
     "mov eax, 15",
     "syscall",
     "hlt",
+    ".p2align 3",
+    // siginfo_t: number, errno, code, padding, sender.
+    "8:",
+    ".long {done}, 0, {code}, 0, {sender}",
+    ".zero 108",
     "rcr_interpreter_end:",
     ".popsection",
+    getpid = const libc::SYS_getpid,
     gettid = const libc::SYS_gettid,
-    tkill = const libc::SYS_tkill,
+    send = const libc::SYS_rt_tgsigqueueinfo,
     done = const DONE_SIGNAL,
+    code = const DONE_CODE,
+    sender = const DONE_SENDER,
 );
 
 unsafe extern "C" {
     static rcr_interpreter_start: u8;
+    static rcr_interpreter_last: u8;
+    static rcr_interpreter_ended: u8;
     static rcr_interpreter_done: u8;
     static rcr_interpreter_end: u8;
 }
@@ -108,10 +129,22 @@ impl Interpreter {
 impl Interpreter {
     /// Offset of the instruction where a finished program stands.
     pub fn done_offset(&self) -> u64 {
-        // SAFETY: both symbols lie in the same piece, see `code`.
-        unsafe {
-            (&raw const rcr_interpreter_done).offset_from(&raw const rcr_interpreter_start) as u64
-        }
+        self.offset_of(&raw const rcr_interpreter_done)
+    }
+
+    /// Offset of where a program goes after its last call.
+    pub fn last_offset(&self) -> u64 {
+        self.offset_of(&raw const rcr_interpreter_last)
+    }
+
+    /// Offset of the instruction after the first call that comes from us and
+    /// not from the program.
+    pub fn ended_offset(&self) -> u64 {
+        self.offset_of(&raw const rcr_interpreter_ended)
+    }
+
+    fn offset_of(&self, symbol: *const u8) -> u64 {
+        symbol as u64 - (&raw const rcr_interpreter_start) as u64
     }
 }
 
@@ -119,10 +152,20 @@ impl Interpreter {
 /// and where it is (preemption in Go), a spurious one is foreseen.
 pub const DONE_SIGNAL: i32 = libc::SIGURG;
 
-/// What is blocked while a program runs: everything but the signal that says
-/// it is done. Traps may be pending, so nothing of ours may cause any: a blocked
-/// one would have its disposition reset.
-pub const REMOTE_SIGMASK: u64 = !(1 << (DONE_SIGNAL - 1));
+/// Its `si_code`. Not below zero: the kernel then keeps what comes with a signal
+/// also for who has more pending than it may (RLIMIT_SIGPENDING).
+pub const DONE_CODE: i32 = 0x52;
+
+/// Its `si_pid`, beyond any id.
+pub const DONE_SENDER: i32 = 0x5263_7221;
+
+/// What is blocked while we work with a task: everything. Traps may be pending,
+/// so nothing of ours may cause any: a blocked one would have its disposition
+/// reset.
+pub const REMOTE_SIGMASK: u64 = !0;
+
+/// The same while a program runs whose end [`DONE_SIGNAL`] tells.
+pub const LISTENING_SIGMASK: u64 = !(1 << (DONE_SIGNAL - 1));
 
 /// The `syscall` instruction.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];

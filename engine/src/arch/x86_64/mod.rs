@@ -7,6 +7,7 @@ pub mod xstate;
 
 pub use frame::{FRAME_BYTES_MAX, return_frame};
 pub use interpreter::{
-    DONE_SIGNAL, ENTRY_BYTES, Entry, INTERPRETER, REMOTE_SIGMASK, STOP_ON_ERROR, SYSCALL_INSN,
+    DONE_CODE, DONE_SENDER, DONE_SIGNAL, ENTRY_BYTES, Entry, INTERPRETER, LISTENING_SIGMASK,
+    REMOTE_SIGMASK, STOP_ON_ERROR, SYSCALL_INSN,
 };
 pub use regs::{interrupted_call, point_at, restart_syscall, set_call};

@@ -33,6 +33,16 @@ pub const CASES: &[Case] = &[
         pending,
     ),
     Case::new(
+        "signals/pending-each",
+        "each signal pending, for the process and for each of two threads",
+        pending_each,
+    ),
+    Case::new(
+        "signals/urgent-storm",
+        "signals that nobody waits for, arriving all the time",
+        storm,
+    ),
+    Case::new(
         "signals/altstack",
         "handlers on an alternate stack",
         altstack,
@@ -272,6 +282,95 @@ fn pending(_: &Stage) -> Result<Check> {
         let is = read_all()?;
         f.same("pending signals", &want, &is);
         fill()
+    }))
+}
+
+/// The signals that can wait side by side: those which stop a process and the
+/// one that lets it go on take each other away.
+fn waiting() -> impl Iterator<Item = c_int> {
+    let apart = [
+        libc::SIGKILL,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+    ];
+    (1..=64).filter(move |s| !apart.contains(s) && ![32, 33, 34].contains(s))
+}
+
+fn mask_of(key: &str) -> Result<u64> {
+    let status = fs::read_to_string("/proc/thread-self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix(key));
+    Ok(u64::from_str_radix(line.unwrap_or_default().trim(), 16)?)
+}
+
+fn pending_each(_: &Stage) -> Result<Check> {
+    let set = SigSet::all();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?;
+    // Of one thread: all that wait for it alone.
+    fn fill() -> Result<u64> {
+        for signal in waiting() {
+            // SAFETY: numbers only; the signal is blocked.
+            ensure!(unsafe { libc::raise(signal) } == 0, "raise {signal}");
+        }
+        mask_of("SigPnd:")
+    }
+    let all = waiting().fold(0, |all, s| all | 1 << (s - 1));
+    for signal in waiting() {
+        // SAFETY: as above.
+        ensure!(unsafe { libc::kill(libc::getpid(), signal) } == 0, "kill");
+    }
+    let (ask, asked) = mpsc::channel::<()>();
+    let (answered, answer) = mpsc::channel();
+    thread::spawn(move || {
+        let mut is = fill();
+        loop {
+            let _ = answered.send(is);
+            if asked.recv().is_err() {
+                return;
+            }
+            is = mask_of("SigPnd:");
+        }
+    });
+    ensure!(answer.recv()?? == all, "all wait for the second thread");
+    ensure!(fill()? == all, "all wait for the first thread");
+    Ok(Box::new(move |f| {
+        f.same("for the first thread", &all, &mask_of("SigPnd:")?);
+        f.same("for the process", &all, &mask_of("ShdPnd:")?);
+        ask.send(())?;
+        f.same("for the second thread", &all, &answer.recv()??);
+        Ok(())
+    }))
+}
+
+/// A process beside the tree sends signals all the time.
+fn storm(stage: &Stage) -> Result<Check> {
+    let me = Pid::this();
+    stage.outsider(|| {
+        let signals = [
+            Signal::SIGURG,
+            Signal::SIGWINCH,
+            Signal::SIGCHLD,
+            Signal::SIGCONT,
+        ];
+        for s in signals.iter().cycle() {
+            // In between dump and restore there is nobody.
+            let _ = kill(me, *s);
+            thread::sleep(std::time::Duration::from_micros(50));
+        }
+        Ok(())
+    })?;
+    let plain = SigHandler::Handler(count);
+    let action = SigAction::new(plain, SaFlags::SA_RESTART, SigSet::empty());
+    set(Signal::SIGURG, action)?;
+    let asleep = thread::spawn(|| thread::sleep(std::time::Duration::from_secs(3600)));
+    Ok(Box::new(move |f| {
+        let before = counted(Signal::SIGURG);
+        while counted(Signal::SIGURG) == before {
+            thread::sleep(POLL);
+        }
+        f.that("a thread's sleep has ended", !asleep.is_finished());
+        Ok(())
     }))
 }
 
