@@ -11,6 +11,7 @@ pub struct Progress {
     clock: StageClock,
     live: bool,
     running: Option<String>,
+    to_kernel: bool,
 }
 
 impl Progress {
@@ -22,7 +23,14 @@ impl Progress {
             clock: StageClock::start(Side::Old),
             live,
             running: None,
+            to_kernel: false,
         }
+    }
+
+    /// From now on lines go to the kernel's log: nobody else listens any more.
+    pub fn tell_the_kernel(&mut self) {
+        self.live = false;
+        self.to_kernel = true;
     }
 
     /// A stage begins. On a terminal its line stays open until it ends.
@@ -38,6 +46,9 @@ impl Progress {
         self.clock.lap(name);
         let ms = self.clock.stages().last().map_or(0, |stage| stage.ms);
         if let Some(text) = self.running.take() {
+            if self.to_kernel {
+                return tell_kernel(&format!("{text}: {ms} ms"));
+            }
             let start = if self.live { "\r" } else { "" };
             tell(&format!("{start}{}: {text}: {ms} ms\n", self.program));
         }
@@ -45,6 +56,9 @@ impl Progress {
 
     /// A line beside the stages.
     pub fn note(&mut self, text: &str) {
+        if self.to_kernel {
+            return tell_kernel(text);
+        }
         if self.live && self.running.is_some() {
             tell("\n");
         }
@@ -66,6 +80,18 @@ impl Progress {
     /// The stages that ended so far.
     pub fn stages(&self) -> &[StageTime] {
         self.clock.stages()
+    }
+}
+
+/// Writes a line to the kernel's log (kmsg, priority info).
+pub fn tell_kernel(text: &str) {
+    let line = format!("<6>rcr: {}\n", text.replace('\n', "; "));
+    let written = std::fs::File::options()
+        .write(true)
+        .open("/dev/kmsg")
+        .and_then(|mut log| log.write_all(line.as_bytes()));
+    if let Err(e) = written {
+        tracing::warn!("/dev/kmsg: {e}");
     }
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use rcr_engine::{Refusal, Tree};
 use rcr_systemd::handover::ServiceType;
 use rcr_systemd::pids::LOW;
+use rcr_systemd::tags::ServiceName;
 use rcr_systemd::unit::Unit;
 use rcr_systemd::{process, runtime};
 
@@ -31,6 +32,14 @@ impl Service {
             unit,
             pids,
         })
+    }
+
+    /// Brings what systemd knows of it, and its processes, up to date.
+    pub fn look_again(&mut self) -> Result<()> {
+        let unit = Unit::query(&ServiceName::parse(&self.unit.id)?)?;
+        unit.require_running()?;
+        *self = Service::of(unit)?;
+        Ok(())
     }
 
     /// Everything that stands in the way, systemd's side first.

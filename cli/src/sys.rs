@@ -3,6 +3,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 
+use nix::unistd::{ForkResult, Pid};
+
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
 /// Blocked signals that wait for this thread or its process (sigpending(2)).
@@ -22,4 +24,27 @@ pub fn end_with_reader() -> nix::Result<()> {
     // SAFETY: the default action involves no code of ours, and no handler was
     // installed before that could be relied on.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
+}
+
+/// Splits this process in two, which must have one thread: the child (`None`)
+/// and its parent.
+pub fn fork() -> nix::Result<Option<Pid>> {
+    // SAFETY: with a single thread no lock is held by anybody else, so the child
+    // may do what its parent could.
+    match unsafe { nix::unistd::fork()? } {
+        ForkResult::Child => Ok(None),
+        ForkResult::Parent { child } => Ok(Some(child)),
+    }
+}
+
+/// Lets standard input, output and error lead nowhere.
+pub fn silence() -> io::Result<()> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
 }

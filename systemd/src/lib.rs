@@ -5,7 +5,7 @@
 //! | [`tags`] | both | `/etc/rcr/services.list` |
 //! | [`unit`], [`systemctl`] | both | what systemd knows, what it is told |
 //! | [`runtime`], [`mounts`] | old | files and mounts in RAM that a service stands on |
-//! | [`dropin`] | old | tagged services die silently once they are in the store |
+//! | [`shield`] | old | tagged services outlast the transition, and die silently once they are in the store |
 //! | [`handover`] | both | manifest, adoption records, report |
 //! | [`generator`] | new | the start of a restored unit becomes an adoption |
 //! | [`adopt`], [`notify`], [`process`] | new | the adoption |
@@ -14,7 +14,6 @@
 
 pub mod adopt;
 pub mod check;
-pub mod dropin;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod generator;
@@ -24,6 +23,7 @@ pub mod notify;
 pub mod pids;
 pub mod process;
 pub mod runtime;
+pub mod shield;
 pub mod systemctl;
 pub mod tags;
 pub mod unit;

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match upgrade::run(&options, &mut progress) {
         Ok(ended) => {
             ended.print(options.json);
-            ExitCode::SUCCESS
+            ended.code()
         }
         Err(failure) => {
             progress.broken();

@@ -1,23 +1,22 @@
-//! Stage 6: every service's images are in the store.
+//! Stage 7: every service's images are in the store.
 //!
 //! Success: images, run-time files and the manifest are written. Failure, or
-//! dropping the value: all run on as before.
+//! dropping the value: all run on, to be stopped their ordinary way.
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rcr_engine::freeze;
 use rcr_engine::image::ImageSink;
 use rcr_pmem_store::region::HugeRegion;
 use rcr_pmem_store::{Nonce, Prefixed, Writer};
-use rcr_systemd::dropin::SilentStop;
 use rcr_systemd::handover::{
     FORMAT_VERSION, MANIFEST_IMAGE, Manifest, ServiceType, StageTime, UnitPlan,
 };
 use rcr_systemd::{mounts, runtime};
 
-use super::frozen::Frozen;
-use super::loaded::LoadedImage;
+use super::alone::lost;
+use super::frozen::{Frozen, words};
 use crate::service::Service;
 use crate::{carrier, environment};
 
@@ -27,19 +26,17 @@ use crate::{carrier, environment};
 #[derive(Debug)]
 pub struct Dumped {
     pub(super) trees: Vec<freeze::Frozen>,
-    pub(super) silent: SilentStop,
-    pub(super) image: LoadedImage,
     pub(super) store: Writer<HugeRegion>,
     pub(super) manifest: Manifest,
 }
 
 impl Dumped {
-    /// Writes the images of one service after another.
+    /// Writes the images of one service after another. One whose images cannot
+    /// be written runs on and is left out.
     pub fn dump(frozen: Frozen, started_ms: u64) -> Result<Self> {
         let Frozen {
             trees,
-            silent,
-            image,
+            lost: mut left_out,
             region,
             release,
             nonce,
@@ -47,11 +44,19 @@ impl Dumped {
         } = frozen;
         let mut store = Writer::create(region, nonce)?;
         let mut units = Vec::new();
-        for (service, frozen) in &trees {
+        let mut written = Vec::new();
+        for (service, frozen) in trees {
             let mut sink = Prefixed::new(&mut store, &service.unit.id);
-            let plan = dump_service(service, frozen, &mut sink)
-                .with_context(|| service.unit.id.clone())?;
-            units.push(plan);
+            match dump_service(&service, &frozen, &mut sink).context("dump") {
+                Ok(plan) => {
+                    units.push(plan);
+                    written.push(frozen);
+                }
+                Err(e) => left_out.push(lost(&service, &e)),
+            }
+        }
+        if written.is_empty() {
+            bail!("{}", words(&left_out));
         }
         let manifest = Manifest {
             format: FORMAT_VERSION,
@@ -62,14 +67,12 @@ impl Dumped {
             started_ms,
             frozen_ms,
             units,
+            lost: left_out,
             pseudo_mounts: mounts::pseudo_mounts().context("mounts")?,
             stages: Vec::new(),
         };
-        let trees = trees.into_iter().map(|(_, frozen)| frozen).collect();
         Ok(Dumped {
-            trees,
-            silent,
-            image,
+            trees: written,
             store,
             manifest,
         })

@@ -1,16 +1,15 @@
-//! Stage 5: every service stands still.
+//! Stage 6: every service stands still.
 //!
-//! Success: no thread of any tagged service runs. Failure, or dropping the
-//! value: all run on, nothing is loaded, the region is given back.
+//! Success: no thread of any service that crosses runs. Failure, or dropping the
+//! value: all run on, to be stopped their ordinary way.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rcr_engine::freeze;
 use rcr_pmem_store::Nonce;
 use rcr_pmem_store::region::HugeRegion;
-use rcr_systemd::dropin::SilentStop;
-use rcr_systemd::handover::now_ms;
+use rcr_systemd::handover::{LostUnit, now_ms};
 
-use super::loaded::{Loaded, LoadedImage};
+use super::alone::{Alone, lost};
 use crate::carrier;
 use crate::service::Service;
 
@@ -20,8 +19,7 @@ use crate::service::Service;
 #[derive(Debug)]
 pub struct Frozen {
     pub(super) trees: Vec<(Service, freeze::Frozen)>,
-    pub(super) silent: SilentStop,
-    pub(super) image: LoadedImage,
+    pub(super) lost: Vec<LostUnit>,
     pub(super) region: HugeRegion,
     pub(super) release: String,
     pub(super) nonce: Nonce,
@@ -29,30 +27,39 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Freezes one service after another.
-    pub fn freeze(loaded: Loaded) -> Result<Self> {
-        let Loaded {
+    /// Freezes one service after another. One that cannot be is left out.
+    pub fn freeze(alone: Alone) -> Result<Self> {
+        let Alone {
             services,
+            lost: mut left_out,
             release,
-            image,
             region,
             nonce,
-            silent,
-        } = loaded;
+        } = alone;
         let frozen_ms = now_ms();
         let mut trees = Vec::new();
         for service in services {
-            let frozen = carrier::freeze(&service.tree).with_context(|| service.unit.id.clone())?;
-            trees.push((service, frozen));
+            match carrier::freeze(&service.tree).context("freeze") {
+                Ok(frozen) => trees.push((service, frozen)),
+                Err(e) => left_out.push(lost(&service, &e)),
+            }
+        }
+        if trees.is_empty() {
+            bail!("{}", words(&left_out));
         }
         Ok(Frozen {
             trees,
-            silent,
-            image,
+            lost: left_out,
             region,
             release,
             nonce,
             frozen_ms,
         })
     }
+}
+
+/// What is amiss with all of them.
+pub(super) fn words(lost: &[LostUnit]) -> String {
+    let each = lost.iter().map(|l| format!("{}: {}", l.unit, l.reason));
+    each.collect::<Vec<_>>().join("; ")
 }

@@ -1,7 +1,7 @@
 //! Stage 4: the next kernel is loaded and told where the region lies.
 //!
-//! Success: a kexec would boot it, and systemd will neither stop nor start the
-//! services by their commands. Failure, or dropping the value: nothing is loaded
+//! Success: a kexec would boot it; systemd would stop everything but the services
+//! and then open our gate. Failure, or dropping the value: nothing is loaded
 //! and the region is given back; services never noticed.
 
 use std::ops::Range;
@@ -11,8 +11,9 @@ use rcr_kexec::{Machine, Plan, Request};
 use rcr_pmem_store::region::HugeRegion;
 use rcr_pmem_store::{Locator, Nonce, PhysRange, SETUP_DATA_TYPE};
 
-use rcr_systemd::dropin::SilentStop;
+use rcr_systemd::shield::Shield;
 
+use super::gate::Gate;
 use super::prepared::Prepared;
 use super::target::Target;
 use crate::service::Service;
@@ -23,7 +24,8 @@ pub struct Loaded {
     pub(super) services: Vec<Service>,
     /// `uname -r` of it.
     pub(super) release: String,
-    pub(super) silent: SilentStop,
+    pub(super) shield: Shield,
+    pub(super) gate: Gate,
     // Unloaded before the region it names goes.
     pub(super) image: LoadedImage,
     pub(super) region: HugeRegion,
@@ -68,9 +70,13 @@ impl Loaded {
         // The load itself may have made the kernel move pages.
         region.recheck_pfns()?;
         let release = target.kernel.release().to_owned();
-        let silent = SilentStop::install(services.iter().map(|s| s.unit.id.as_str()))?;
+        let gate = Gate::set_up()?;
+        let units: Vec<&str> = services.iter().map(|s| s.unit.id.as_str()).collect();
+        // Has systemd read the gate's unit too.
+        let shield = Shield::install(&units)?;
         Ok(Loaded {
-            silent,
+            shield,
+            gate,
             services,
             release,
             image,

@@ -19,14 +19,26 @@ impl Lock {
         if !crate::signals::is_root() {
             bail!("this needs root: run it with sudo");
         }
+        match Self::attempt()? {
+            Some(lock) => Ok(lock),
+            None => bail!("another rcr-upgrade is running"),
+        }
+    }
+
+    /// Whether another upgrade has it.
+    pub fn is_held() -> Result<bool> {
+        Ok(Self::attempt()?.is_none())
+    }
+
+    fn attempt() -> Result<Option<Self>> {
         let path = Path::new(LOCK_FILE);
         path.parent()
             .map_or(Ok(()), fs::create_dir_all)
             .context(LOCK_FILE)?;
         let file = File::create(path).context(LOCK_FILE)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Lock(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => bail!("another rcr-upgrade is running"),
+            Ok(lock) => Ok(Some(Lock(lock))),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, e)) => Err(e).context(LOCK_FILE),
         }
     }

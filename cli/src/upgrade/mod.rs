@@ -1,17 +1,22 @@
 //! `rcr-upgrade`: the old kernel's half of the journey.
 //!
 //! ```text
-//! Tagged ▶ Cleared ▶ Prepared ▶ Loaded ▶ Frozen ▶ Dumped ▶ Sealed ▶ jump
-//!    nothing touched │ memory, image │ services stand still          │ no way back
+//! Tagged ▶ Cleared ▶ Prepared ▶ Loaded ▶ Leaving ▶ Alone ▶ Frozen ▶ Dumped ▶ Sealed ▶ jump
+//!    nothing touched │ memory, image │ others  │ services stand still          │
+//!                    │               │ stop    │ what fails now starts cold    │
 //! ```
-//! Each stage is a type that consumes the one before. Dropping any of them puts
-//! everything back: services run on, nothing is loaded, the memory is free.
+//! Each stage is a type that consumes the one before. Dropping any of them up to
+//! `Leaving` puts everything back: services run on, nothing is loaded, the memory
+//! is free. Behind it the rest of the system is gone; a failure then ends in a
+//! cold start under the new kernel, with a report.
 
+mod alone;
+mod apart;
 mod cleared;
 mod dumped;
 pub mod fault;
 mod frozen;
-mod jump;
+mod gate;
 mod loaded;
 mod lock;
 pub mod options;
@@ -24,12 +29,15 @@ pub mod target;
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use anyhow::anyhow;
 use rcr_systemd::handover::now_ms;
 
-use crate::exit::{Failure, OrExit};
+use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::Progress;
 use crate::{environment, signals};
 
+use alone::{Alone, Leaving, Transition};
+use apart::{Caller, Side};
 use cleared::{Cleared, declined};
 use dumped::Dumped;
 use fault::{FailAt, point};
@@ -46,26 +54,62 @@ use target::Target;
 /// Runs the program as asked.
 pub fn run(options: &Options, progress: &mut Progress) -> Result<Ended, Failure> {
     signals::hold().or_environment()?;
-    if options.pre_kexec {
-        return pre_kexec::run(options, progress);
+    if options.gate {
+        return gate::visit();
     }
+    if options.pre_kexec && !pre_kexec::is_wanted()? {
+        return Ok(Ended::Nothing);
+    }
+    if options.dry_run || options.load {
+        return stay(options, progress);
+    }
+    if !signals::is_root() {
+        return Err(not_root());
+    }
+    match apart::split().or_environment()? {
+        Side::Waiting(code) => Ok(Ended::Waited(code)),
+        Side::Worker(mut caller) if options.pre_kexec => {
+            pre_kexec::run(options, &mut caller, progress)
+        }
+        Side::Worker(mut caller) => go(options, &mut caller, progress),
+    }
+}
+
+fn not_root() -> Failure {
+    Failure::new(
+        Exit::Environment,
+        anyhow!("this needs root: run it with sudo"),
+    )
+}
+
+/// What changes nothing that runs.
+fn stay(options: &Options, progress: &mut Progress) -> Result<Ended, Failure> {
+    let _lock = Lock::take().or_environment()?;
+    let cleared = clear(options, progress)?;
+    if options.load {
+        if !confirmed(
+            options,
+            &outcome::summary(&cleared).or_environment()?.to_string(),
+        ) {
+            return Err(declined());
+        }
+        return pre_kexec::load(options, cleared, progress);
+    }
+    Ok(Ended::Checked(outcome::summary(&cleared).or_environment()?))
+}
+
+/// The upgrade.
+fn go(options: &Options, caller: &mut Caller, progress: &mut Progress) -> Result<Ended, Failure> {
     let started_ms = now_ms();
     let _lock = Lock::take().or_environment()?;
     let cleared = clear(options, progress)?;
     let summary = outcome::summary(&cleared).or_environment()?;
-    if options.dry_run {
-        return Ok(Ended::Checked(summary));
-    }
     if !confirmed(options, &summary.to_string()) {
         return Err(declined());
     }
-    if options.load {
-        return pre_kexec::load(options, cleared, progress);
-    }
-    let sealed = carry(options, cleared, started_ms, progress)?;
-    let ended = Ended::Jumping(summary);
-    jump::jump(sealed, options.fail_at.as_ref())?;
-    Ok(ended)
+    let leaving = leave(options, cleared, Transition::Ours, progress)?;
+    Ended::Jumping(summary).print(options.json);
+    carry(options, leaving, started_ms, caller, progress)
 }
 
 /// Up to the last stage in which nothing was touched.
@@ -82,13 +126,13 @@ fn clear(options: &Options, progress: &mut Progress) -> Result<Cleared, Failure>
     Ok(cleared)
 }
 
-/// From nothing touched to everything in the store.
-fn carry(
+/// From nothing touched to a transition that is under way.
+fn leave(
     options: &Options,
     cleared: Cleared,
-    started_ms: u64,
+    transition: Transition,
     progress: &mut Progress,
-) -> Result<Sealed, Failure> {
+) -> Result<Leaving, Failure> {
     let fail_at = options.fail_at.as_ref();
     let reached = |stage: &FailAt| {
         signals::check().or_rolled_back()?;
@@ -105,22 +149,63 @@ fn carry(
     reached(&FailAt::Load)?;
     progress.end("load");
 
+    Leaving::begin(loaded, transition, fail_at)
+}
+
+/// From the transition to everything in the store. Failures up to the gate put
+/// everything back; those behind it are told to the gate, and to the next kernel.
+fn carry(
+    options: &Options,
+    leaving: Leaving,
+    started_ms: u64,
+    caller: &mut Caller,
+    progress: &mut Progress,
+) -> Result<Ended, Failure> {
+    caller.let_go().or_rolled_back()?;
+    progress.tell_the_kernel();
+    progress.begin("waiting until everything else has stopped");
+    let (alone, visitor) = leaving.wait().or_rolled_back()?;
+    progress.end("others");
+    let result = store(alone, options, started_ms, progress);
+    visitor.answer(&result);
+    match result {
+        Ok(_) => Ok(Ended::Left),
+        // The gate has told the next kernel already.
+        Err(failure) => {
+            progress.note(&failure.to_string());
+            Ok(Ended::Left)
+        }
+    }
+}
+
+/// The part in which services stand still. Returns those that do not cross.
+fn store(
+    mut alone: Alone,
+    options: &Options,
+    started_ms: u64,
+    progress: &mut Progress,
+) -> Result<Vec<String>, Failure> {
+    let fail_at = options.fail_at.as_ref();
+    progress.begin("writing to disk what the services have written");
+    alone.settle();
+    progress.end("sync");
+
     progress.begin("freezing the services");
-    let frozen = Frozen::freeze(loaded).or_rolled_back()?;
-    reached(&FailAt::Freeze)?;
+    let frozen = Frozen::freeze(alone).or_rolled_back()?;
+    point(fail_at, &FailAt::Freeze)?;
     progress.end("freeze");
 
     progress.begin("writing their images");
     let dumped = Dumped::dump(frozen, started_ms).or_rolled_back()?;
-    reached(&FailAt::Dump)?;
+    point(fail_at, &FailAt::Dump)?;
     progress.end("dump");
     progress.note(&format!("{} MiB written", dumped.bytes() >> 20));
 
     progress.begin("sealing the store");
     let sealed = Sealed::seal(dumped, progress, fail_at).or_rolled_back()?;
-    reached(&FailAt::Seal)?;
+    point(fail_at, &FailAt::Seal)?;
     progress.end("seal");
-    Ok(sealed)
+    Ok(sealed.leave())
 }
 
 /// Asks on a terminal; programs that call this one have decided already.

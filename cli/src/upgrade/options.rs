@@ -12,7 +12,7 @@ use crate::exit::EXIT_HELP;
 #[command(name = "rcr-upgrade", version, after_help = EXIT_HELP)]
 pub struct Options {
     /// The kernel to boot (/boot/vmlinuz-VERSION)
-    #[arg(long, value_name = "VMLINUZ", required_unless_present = "pre_kexec")]
+    #[arg(long, value_name = "VMLINUZ", required_unless_present_any = ["pre_kexec", "gate"])]
     pub kernel: Option<PathBuf>,
 
     /// Its initrd [default: /boot/initrd.img-VERSION or /boot/initramfs-VERSION.img]
@@ -50,4 +50,8 @@ pub struct Options {
     /// Run as the stop of rcr-pre-kexec.service
     #[arg(long, hide = true, conflicts_with_all = ["kernel", "load", "dry_run"])]
     pub pre_kexec: bool,
+
+    /// Run as the unit that systemd starts last
+    #[arg(long, hide = true, conflicts_with_all = ["kernel", "load", "dry_run"])]
+    pub gate: bool,
 }

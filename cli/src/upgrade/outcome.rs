@@ -3,9 +3,13 @@
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::Result;
-use rcr_systemd::handover::{FINAL_REPORT, Outcome, Report, ServiceOutcome, ServiceReport};
+use rcr_systemd::handover::{
+    FINAL_REPORT, JUMP_REPORT, Outcome, Report, ServiceOutcome, ServiceReport, now_ms,
+};
+use rcr_systemd::tags::{TAG_FILE, TagList};
 use serde::Serialize;
 
 use super::cleared::Cleared;
@@ -55,6 +59,18 @@ pub enum Ended {
     Left,
     /// There was nothing to do.
     Nothing,
+    /// Another process did the work and told the rest.
+    Waited(ExitCode),
+}
+
+impl Ended {
+    /// How the program ends.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Ended::Waited(code) => *code,
+            _ => ExitCode::SUCCESS,
+        }
+    }
 }
 
 /// Gathers the summary.
@@ -109,12 +125,16 @@ impl Ended {
             Ended::Jumping(_) => "jumping",
             Ended::Left => "left",
             Ended::Nothing => "nothing",
+            Ended::Waited(_) => "waited",
         }
     }
 
     /// Prints the result on standard output. A reader that has gone, as with a
     /// session that the jump ends, is no failure.
     pub fn print(&self, json: bool) {
+        if matches!(self, Ended::Waited(_)) {
+            return;
+        }
         let text = if json {
             format!("{:#}\n", self.json())
         } else {
@@ -126,7 +146,7 @@ impl Ended {
     fn summary(&self) -> Option<&Summary> {
         match self {
             Ended::Checked(s) | Ended::Loaded(s) | Ended::Jumping(s) => Some(s),
-            Ended::Left | Ended::Nothing => None,
+            Ended::Left | Ended::Nothing | Ended::Waited(_) => None,
         }
     }
 
@@ -146,7 +166,7 @@ impl Ended {
             Ended::Loaded(_) => "loaded; `systemctl kexec` carries the services\n",
             Ended::Jumping(_) => "the jump is under way; afterwards: rcr status\n",
             Ended::Left => "the services are in the store\n",
-            Ended::Nothing => "",
+            Ended::Nothing | Ended::Waited(_) => "",
         };
         summary + verdict
     }
@@ -214,6 +234,37 @@ pub fn record_failure(options: &Options, progress: &Progress, failure: &Failure)
         memory: None,
     };
     if let Err(e) = report.write(Path::new(FINAL_REPORT)) {
+        tracing::error!("the report was not written: {:#}", anyhow::Error::from(e));
+    }
+}
+
+/// Leaves a report for the next boot in which every tagged service is cold.
+pub(super) fn leave_word(reason: &str) {
+    let tagged = TagList::load(Path::new(TAG_FILE))
+        .map(|list| list.units())
+        .unwrap_or_default();
+    let report = Report {
+        outcome: Outcome::ColdStart,
+        reason: reason.to_owned(),
+        kernel_before: environment::running_release().unwrap_or_default(),
+        kernel_after: String::new(),
+        started_ms: now_ms(),
+        frozen_ms: None,
+        resumed_ms: None,
+        services: tagged
+            .iter()
+            .map(|unit| ServiceReport {
+                unit: unit.to_string(),
+                outcome: ServiceOutcome::Cold,
+                main_pid_before: None,
+                main_pid_after: None,
+                reason: reason.to_owned(),
+            })
+            .collect(),
+        stages: Vec::new(),
+        memory: None,
+    };
+    if let Err(e) = report.write(Path::new(JUMP_REPORT)) {
         tracing::error!("the report was not written: {:#}", anyhow::Error::from(e));
     }
 }

@@ -4,23 +4,24 @@
 //! `--load` loads the kernel without a region and notes what was asked for. The
 //! stop of the service, which comes before that of any tagged unit, runs the
 //! whole journey with the same options, loading the kernel again with the region.
+//! systemd has planned to stop the tagged units by then, so its transition is taken
+//! back and begun anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use rcr_systemd::handover::{JUMP_REPORT, Outcome, Report, ServiceOutcome, ServiceReport, now_ms};
+use rcr_systemd::handover::now_ms;
 use rcr_systemd::systemctl;
-use rcr_systemd::tags::{TAG_FILE, TagList};
 use serde::{Deserialize, Serialize};
 
+use super::alone::Transition;
+use super::apart::Caller;
 use super::cleared::Cleared;
-use super::jump::{self, SEALED_MARK};
 use super::loaded;
 use super::lock::Lock;
 use super::options::Options;
-use super::{Ended, carry, clear, outcome};
-use crate::environment;
+use super::{Ended, carry, clear, gate, leave, outcome};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::Progress;
 
@@ -71,22 +72,33 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
         .or_environment()
 }
 
-/// The stop of `rcr-pre-kexec.service`.
-pub fn run(options: &Options, progress: &mut Progress) -> Result<Ended, Failure> {
+/// Whether the stop of `rcr-pre-kexec.service` has anything to do: a transition
+/// has begun that is not ours.
+pub fn is_wanted() -> Result<bool, Failure> {
     let pending = systemctl::kexec_is_pending().or_exit(Exit::Internal)?;
-    if !pending || Path::new(SEALED_MARK).exists() {
-        return Ok(Ended::Nothing);
-    }
-    let result = carry_under_transition(options, progress);
+    Ok(pending && !gate::stands().or_exit(Exit::Internal)?)
+}
+
+/// The stop of `rcr-pre-kexec.service`.
+pub fn run(
+    options: &Options,
+    caller: &mut Caller,
+    progress: &mut Progress,
+) -> Result<Ended, Failure> {
+    let result = carry_under_transition(options, caller, progress);
     if let Err(failure) = &result {
         // The transition goes on and the services start cold: the next kernel's
         // report shall say why.
-        leave_word(&failure.to_string().replace('\n', "; "));
+        outcome::leave_word(&failure.to_string().replace('\n', "; "));
     }
     result
 }
 
-fn carry_under_transition(options: &Options, progress: &mut Progress) -> Result<Ended, Failure> {
+fn carry_under_transition(
+    options: &Options,
+    caller: &mut Caller,
+    progress: &mut Progress,
+) -> Result<Ended, Failure> {
     let started_ms = now_ms();
     let _lock = Lock::take().or_environment()?;
     let options = Options {
@@ -94,9 +106,8 @@ fn carry_under_transition(options: &Options, progress: &mut Progress) -> Result<
         ..with_note(options)?
     };
     let cleared = clear(&options, progress)?;
-    let sealed = carry(&options, cleared, started_ms, progress)?;
-    jump::leave(sealed)?;
-    Ok(Ended::Left)
+    let leaving = leave(&options, cleared, Transition::Again, progress)?;
+    carry(&options, leaving, started_ms, caller, progress)
 }
 
 fn with_note(options: &Options) -> Result<Options, Failure> {
@@ -119,35 +130,4 @@ fn with_note(options: &Options) -> Result<Options, Failure> {
         command_line: note.command_line,
         ..options.clone()
     })
-}
-
-/// Leaves a report for the next boot in which every tagged service is cold.
-fn leave_word(reason: &str) {
-    let tagged = TagList::load(Path::new(TAG_FILE))
-        .map(|list| list.units())
-        .unwrap_or_default();
-    let report = Report {
-        outcome: Outcome::ColdStart,
-        reason: reason.to_owned(),
-        kernel_before: environment::running_release().unwrap_or_default(),
-        kernel_after: String::new(),
-        started_ms: now_ms(),
-        frozen_ms: None,
-        resumed_ms: None,
-        services: tagged
-            .iter()
-            .map(|unit| ServiceReport {
-                unit: unit.to_string(),
-                outcome: ServiceOutcome::Cold,
-                main_pid_before: None,
-                main_pid_after: None,
-                reason: reason.to_owned(),
-            })
-            .collect(),
-        stages: Vec::new(),
-        memory: None,
-    };
-    if let Err(e) = report.write(Path::new(JUMP_REPORT)) {
-        tracing::error!("the report was not written: {:#}", anyhow::Error::from(e));
-    }
 }

@@ -1,8 +1,8 @@
-//! Stage 7: the store is complete and says so.
+//! Stage 8: the store is complete and says so.
 //!
 //! Success: what the next kernel needs is in memory that it will find; the disk
 //! holds a report in case it does not. Failure, or dropping the value: all run
-//! on as before.
+//! on, to be stopped their ordinary way, and no kernel will find a sealed store.
 
 use std::path::Path;
 
@@ -11,56 +11,20 @@ use rcr_engine::freeze;
 use rcr_pmem_store::Region;
 use rcr_pmem_store::layout::{Entry, SLOTS, Superblock};
 use rcr_pmem_store::region::HugeRegion;
-use rcr_systemd::dropin::SilentStop;
-use rcr_systemd::handover::{JUMP_REPORT, Report};
+use rcr_systemd::handover::{JUMP_REPORT, NO_WORD, Report};
 
 use super::dumped::Dumped;
 use super::fault::FailAt;
-use super::loaded::LoadedImage;
 use crate::progress::Progress;
-
-/// What the report says until early boot says otherwise.
-const NO_WORD: &str = "early boot of the new kernel left no report";
 
 /// Frozen services in a sealed store.
 ///
-/// The fields are dropped in this order: services run on first.
+/// The fields are dropped in this order: nothing runs on that a store holds.
 #[derive(Debug)]
 pub struct Sealed {
-    pub(super) trees: Vec<freeze::Frozen>,
-    pub(super) silent: SilentStop,
-    pub(super) report: JumpReport,
-    pub(super) image: LoadedImage,
-    pub(super) region: HugeRegion,
-}
-
-/// The report that waits on disk; dropping it removes it.
-#[derive(Debug)]
-pub struct JumpReport {
-    armed: bool,
-}
-
-impl JumpReport {
-    /// Leaves it for the next kernel.
-    pub fn keep(&mut self) {
-        self.armed = false;
-    }
-
-    /// Puts it on disk.
-    pub fn write(report: &Report) -> Result<Self> {
-        report.write(Path::new(JUMP_REPORT))?;
-        Ok(JumpReport { armed: true })
-    }
-}
-
-impl Drop for JumpReport {
-    fn drop(&mut self) {
-        if self.armed
-            && let Err(e) = std::fs::remove_file(JUMP_REPORT)
-        {
-            tracing::error!("{JUMP_REPORT} stays behind: {e}");
-        }
-    }
+    store: Voidable,
+    trees: Vec<freeze::Frozen>,
+    lost: Vec<String>,
 }
 
 impl Sealed {
@@ -69,26 +33,58 @@ impl Sealed {
         dumped.close(progress.stages())?;
         let Dumped {
             trees,
-            silent,
-            image,
             store,
             manifest,
         } = dumped;
-        let mut region = store.seal()?;
+        let mut store = Voidable {
+            region: Some(store.seal()?),
+        };
+        let region = store.region.as_mut().context("the region")?;
         if fail_at == Some(&FailAt::CorruptStore) {
             corrupt(region.bytes_mut())?;
         }
         region.recheck_pfns()?;
-        let report = JumpReport::write(&Report::cold(&manifest, NO_WORD)).context("report")?;
+        let report = Report::cold(&manifest, NO_WORD);
+        report.write(Path::new(JUMP_REPORT)).context("report")?;
         // The services' last writes must be on disk: nobody else will sync them.
         nix::unistd::sync();
-        Ok(Sealed {
+        let lost = manifest.lost.into_iter().map(|lost| lost.unit).collect();
+        Ok(Sealed { trees, store, lost })
+    }
+
+    /// The point of no return: the processes end, their images stay. Returns the
+    /// services that are not among them.
+    pub fn leave(self) -> Vec<String> {
+        let Sealed {
             trees,
-            silent,
-            report,
-            image,
-            region,
-        })
+            mut store,
+            lost,
+        } = self;
+        for tree in trees {
+            tree.kill();
+        }
+        store.region = None;
+        lost
+    }
+}
+
+/// A sealed store that must not be restored unless it is left on purpose.
+#[derive(Debug)]
+struct Voidable {
+    region: Option<HugeRegion>,
+}
+
+impl Drop for Voidable {
+    fn drop(&mut self) {
+        let Some(mut region) = self.region.take() else {
+            return;
+        };
+        for slot in SLOTS {
+            let slot = usize::try_from(slot).unwrap_or(usize::MAX);
+            if let Some(magic) = region.bytes_mut().get_mut(slot..slot.saturating_add(8)) {
+                magic.fill(0);
+            }
+        }
     }
 }
 

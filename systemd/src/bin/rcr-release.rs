@@ -13,7 +13,7 @@ use rcr_pmem_store::region::release;
 use rcr_systemd::check;
 use rcr_systemd::generator::OUTPUT_DIR;
 use rcr_systemd::handover::{
-    EARLY_REPORT, FINAL_REPORT, JUMP_REPORT, MemoryReport, Outcome, RESTORED_DIR, Report,
+    EARLY_REPORT, FINAL_REPORT, JUMP_REPORT, MemoryReport, NO_WORD, Outcome, RESTORED_DIR, Report,
     ServiceOutcome,
 };
 
@@ -61,6 +61,8 @@ fn start_of_report() -> Result<Option<Report>> {
     let early = Report::read(Path::new(EARLY_REPORT))?;
     let left = Report::read(Path::new(JUMP_REPORT))?;
     Ok(match (early, left) {
+        // The old side knows why there is no store to be found.
+        (_, Some(left)) if left.reason != NO_WORD => Some(left),
         (Some(early), Some(left)) if early.services.is_empty() => Some(left.because(&early.reason)),
         (early, left) => early.or(left),
     })

@@ -23,6 +23,10 @@ pub struct Manifest {
     pub frozen_ms: u64,
     /// The services, in the order of the tag list.
     pub units: Vec<UnitPlan>,
+    /// Tagged services that are not in the store, as something failed once the
+    /// transition had begun.
+    #[serde(default)]
+    pub lost: Vec<LostUnit>,
     /// Mounts of the host that must exist before anything is restored.
     #[serde(default)]
     pub pseudo_mounts: Vec<PseudoMount>,
@@ -49,6 +53,18 @@ impl Manifest {
         }
         serde_json::from_slice(bytes).map_err(HandoverError::Manifest)
     }
+}
+
+/// A tagged service that is not in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostUnit {
+    /// Full unit name.
+    pub unit: String,
+    /// Its main process.
+    #[serde(default)]
+    pub main_pid: Option<i32>,
+    /// Why.
+    pub reason: String,
 }
 
 /// A service in the store.
@@ -187,6 +203,7 @@ pub(super) mod tests {
                 syslog_identifier: "redis-server".into(),
                 journal_streams: Vec::new(),
             }],
+            lost: Vec::new(),
             pseudo_mounts: Vec::new(),
             stages: Vec::new(),
         }

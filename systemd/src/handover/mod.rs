@@ -21,7 +21,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use manifest::{Manifest, PseudoMount, ServiceType, UnitPlan};
+pub use manifest::{LostUnit, Manifest, PseudoMount, ServiceType, UnitPlan};
 pub use record::{AdoptionRecord, OutputKind, OutputStream};
 pub use report::{MemoryReport, Outcome, Report, ServiceOutcome, ServiceReport};
 
@@ -39,6 +39,9 @@ pub const RUNTIME_TREE: &str = "runtime";
 /// A [`Report`] that the old side leaves on disk at the jump. It holds if early
 /// boot of the new kernel leaves none.
 pub const JUMP_REPORT: &str = "/var/lib/rcr/jumped.json";
+
+/// The reason in a [`JUMP_REPORT`] until early boot says otherwise.
+pub const NO_WORD: &str = "early boot of the new kernel left no report";
 
 /// Directory of the [`AdoptionRecord`]s, one `UNIT.json` each.
 pub const RESTORED_DIR: &str = "/run/rcr/restored";

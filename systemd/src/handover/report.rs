@@ -127,6 +127,13 @@ impl Report {
                     main_pid_after: None,
                     reason: reason.to_owned(),
                 })
+                .chain(manifest.lost.iter().map(|lost| ServiceReport {
+                    unit: lost.unit.clone(),
+                    outcome: ServiceOutcome::Cold,
+                    main_pid_before: lost.main_pid,
+                    main_pid_after: None,
+                    reason: lost.reason.clone(),
+                }))
                 .collect(),
             stages: manifest.stages.clone(),
             memory: None,

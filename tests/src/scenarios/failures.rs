@@ -12,9 +12,15 @@ use crate::vm::{Crossing, Vm};
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "failure-before-the-jump",
-        shows: "a failure at any stage leaves everything running, and the next try works",
+        shows: "a failure before the rest stops leaves everything running, and the next try works",
         slow: false,
         run: before_the_jump,
+    },
+    Scenario {
+        name: "failure-at-the-gate",
+        shows: "when everything else has stopped, a failure ends in a cold start and a report",
+        slow: false,
+        run: at_the_gate,
     },
     Scenario {
         name: "failure-behind-the-jump",
@@ -30,8 +36,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The stages at which `rcr-upgrade --fail-at` can be made to fail.
-const STAGES: [&str; 6] = ["prepare", "load", "freeze", "dump", "seal", "jump"];
+/// The stages at which `rcr-upgrade --fail-at` can be made to fail before the
+/// transition begins.
+const STAGES: [&str; 3] = ["prepare", "load", "jump"];
+
+/// Those behind it, with the services that start cold by a failure there.
+const AT_THE_GATE: [(&str, &[&str]); 2] = [
+    ("freeze", &[REDIS_UNIT, NGINX_UNIT]),
+    ("seal", &[REDIS_UNIT, NGINX_UNIT]),
+];
 
 fn before_the_jump(bench: &Bench<'_>) -> Result<()> {
     let mut vm = bench.tagged(bench.older())?;
@@ -62,6 +75,10 @@ fn before_the_jump(bench: &Bench<'_>) -> Result<()> {
         );
     }
     journeys::upgrade(&mut vm, bench.newer())
+}
+
+fn at_the_gate(bench: &Bench<'_>) -> Result<()> {
+    behind(bench, &AT_THE_GATE)
 }
 
 /// What goes wrong behind the jump, and which services start cold by it.
