@@ -17,7 +17,7 @@ pub enum Exit {
     Refused = 3,
     /// The machine or what was named does not allow it; nothing was touched.
     Environment = 4,
-    /// It failed before the jump; everything is as it was.
+    /// It failed before the transition; everything is as it was.
     RolledBack = 5,
 }
 
@@ -29,7 +29,7 @@ Exit status:
   2  the command line was not understood
   3  a service cannot be carried; nothing was touched
   4  bad input or environment (kernel, initrd, tags, privileges, memory); nothing was touched
-  5  failed before the jump; everything was put back as it was";
+  5  failed before the transition; everything was put back as it was";
 
 /// A failure and how the program ends by it.
 #[derive(Debug)]

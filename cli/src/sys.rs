@@ -37,7 +37,8 @@ pub fn fork() -> nix::Result<Option<Pid>> {
     }
 }
 
-/// Lets standard input, output and error lead nowhere.
+/// Lets standard input and output lead nowhere, and standard error to the
+/// kernel's log.
 pub fn silence() -> io::Result<()> {
     let null = std::fs::File::options()
         .read(true)
@@ -45,6 +46,7 @@ pub fn silence() -> io::Result<()> {
         .open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
+    let log = std::fs::File::options().write(true).open("/dev/kmsg")?;
+    nix::unistd::dup2_stderr(&log)?;
     Ok(())
 }

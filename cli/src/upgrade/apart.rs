@@ -85,7 +85,7 @@ impl Caller {
             return Ok(());
         };
         setsid().context("setsid")?;
-        sys::silence().context("/dev/null")?;
+        sys::silence().context("/dev/null, /dev/kmsg")?;
         // A caller that has gone needs no word.
         let _ = writer.write_all(&[UNDER_WAY]);
         Ok(())

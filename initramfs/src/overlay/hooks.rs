@@ -11,13 +11,19 @@ pub(super) struct Hook {
 /// Sourced before init parses the command line and before udev starts. That is
 /// early enough to number processes and to bind the memory's device before
 /// another driver takes it; `init-bottom` runs with the real root mounted.
-/// Configuration may be sourced more than once.
+/// Configuration may be sourced more than once. The root was mounted a moment
+/// ago and was synced at its end: checking it can wait for the next cold boot,
+/// unless somebody asks for it. What its journal holds is replayed by mounting.
 const INITRAMFS_TOOLS: &str = r#"# Made by rcr-upgrade for this boot.
 if [ ! -e /rcr/hooked ]; then
 	: > /rcr/hooked
 	/rcr/rcr-early early || :
 	mkdir -p /scripts/init-bottom
 	echo '/rcr/rcr-early stage || :' >> /scripts/init-bottom/ORDER
+	case " $(cat /proc/cmdline) " in
+	*" forcefsck "* | *" fsck.mode=force "*) ;;
+	*" init=/run/rcr/boot/init "*) fastboot=y ;;
+	esac
 fi
 "#;
 

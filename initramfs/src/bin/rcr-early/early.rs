@@ -10,7 +10,7 @@ use rcr_initramfs::config::OVERLAY_DIR;
 use rcr_pmem_store::Locator;
 use rcr_pmem_store::region::DaxRegion;
 
-use crate::{boot, kmsg, sys};
+use crate::{boot, kmsg, landmarks, sys};
 
 /// How long the store's device may take to appear once its modules are loaded.
 const DEVICE_WAIT: Duration = Duration::from_secs(5);
@@ -22,6 +22,9 @@ pub fn run() -> anyhow::Result<()> {
     let locator = Locator::of_this_boot();
     if matches!(locator, Ok(None)) && !boot::is_named_by_cmdline() {
         return Ok(());
+    }
+    if let Err(error) = landmarks::note() {
+        kmsg::warn(&format!("early: noting the time: {error}"));
     }
     let config = boot::overlay_config()?;
     raise_pids(&config);

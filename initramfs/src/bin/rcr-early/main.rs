@@ -11,6 +11,7 @@
 mod boot;
 mod early;
 mod kmsg;
+mod landmarks;
 mod pid1;
 mod progress;
 mod stage;

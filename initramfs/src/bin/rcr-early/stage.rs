@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use nix::mount::{MsFlags, mount};
 use rcr_initramfs::config::{BOOT_DIR, CONFIG_PATH, INIT_PATH};
 
-use crate::{boot, kmsg};
+use crate::{boot, kmsg, landmarks};
 
 /// Puts the program and its configuration onto a tmpfs of their own at
 /// [`BOOT_DIR`]; `/run` itself is mounted noexec by initramfs-tools.
@@ -35,6 +35,9 @@ pub fn run(new_root: Option<&Path>) -> anyhow::Result<()> {
     fs::write(Path::new(BOOT_DIR).join(boot::CONFIG_NAME), config).context("configuration")?;
     fs::write(INIT_PATH, program).context(INIT_PATH)?;
     fs::set_permissions(INIT_PATH, fs::Permissions::from_mode(0o755)).context(INIT_PATH)?;
+    if let Err(error) = landmarks::stage() {
+        kmsg::warn(&format!("stage: the time of the first hook: {error}"));
+    }
     if let Some(root) = new_root {
         let run = root.join("run");
         let flags = MsFlags::MS_BIND | MsFlags::MS_REC;

@@ -6,8 +6,7 @@ use anyhow::{Context as _, ensure};
 use rcr_engine::image::ImageSource;
 use rcr_pmem_store::{Nonce, Prefixed, Reader, Region};
 use rcr_systemd::handover::{
-    AdoptionRecord, MANIFEST_IMAGE, Manifest, Outcome, Report, Side, StageClock, StageTime,
-    UnitPlan, now_ms,
+    AdoptionRecord, MANIFEST_IMAGE, Manifest, Outcome, Report, Side, StageClock, UnitPlan, now_ms,
 };
 
 use super::cgroup;
@@ -16,6 +15,7 @@ use super::ground::{Ground, clear};
 use super::host::Host;
 use super::restorer::{Restorer, Standing};
 use crate::kmsg;
+use crate::landmarks::Landmarks;
 use crate::progress::{Made, Progress};
 
 /// One run of the worker.
@@ -25,6 +25,8 @@ pub struct Journey<'h> {
     fail_at: FailAt,
     release: String,
     clock: StageClock,
+    /// What is known of this boot before us.
+    pub landmarks: Landmarks,
     progress: Progress,
     /// The report if nothing more came, without this side's stages.
     cold: Option<Report>,
@@ -47,6 +49,7 @@ impl<'h> Journey<'h> {
             fail_at,
             release,
             clock,
+            landmarks: Landmarks::default(),
             progress: Progress::default(),
             cold: None,
         }
@@ -271,14 +274,10 @@ impl<'h> Journey<'h> {
         let own = self.clock.stages();
         // The jump is what lies between the last stage there and the first here.
         if let (Some(last), Some(first)) = (report.stages.last(), own.first()) {
-            let started_ms = last.started_ms + last.ms;
-            let ms = first.started_ms.saturating_sub(started_ms);
-            report.stages.push(StageTime {
-                name: "jump".into(),
-                side: Side::New,
-                started_ms,
-                ms,
-            });
+            let between = self
+                .landmarks
+                .between(last.started_ms + last.ms, first.started_ms);
+            report.stages.extend(between);
         }
         report.stages.extend(own.iter().cloned());
         if report.outcome == Outcome::Carried {

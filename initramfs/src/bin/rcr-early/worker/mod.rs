@@ -26,6 +26,7 @@ use rcr_pmem_store::{Locator, Reader};
 use rcr_systemd::handover::Report;
 
 use crate::kmsg;
+use crate::landmarks::Landmarks;
 use fail::FailAt;
 use host::Host;
 use journey::Journey;
@@ -62,6 +63,7 @@ pub fn main(config: &EarlyConfig) -> i32 {
 fn carry(host: &Host, config: &EarlyConfig, locator: &Locator) {
     let fail_at = FailAt::parse(config.fail_at.as_deref());
     let mut journey = Journey::new(host, host, fail_at, release());
+    journey.landmarks = Landmarks::of_this_boot();
     let found = journey.find(|| {
         let region = DaxRegion::open(locator)?;
         Ok(Reader::open(region, &locator.nonce)?)

@@ -176,6 +176,7 @@ fn manifest() -> Manifest {
         started_ms: 1,
         frozen_ms: 2,
         units: UNITS.iter().map(|unit| plan(unit)).collect(),
+        lost: Vec::new(),
         pseudo_mounts: Vec::new(),
         stages: Vec::new(),
     }
