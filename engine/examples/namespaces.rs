@@ -33,7 +33,7 @@ fn save(pid: Pid, dir: &Path, paths: &[&str]) -> Result<ExitCode> {
     let (host, task) = (NsIds::own()?, NsIds::of(pid)?);
     let policy = MountPolicy::default();
     let mut refused = namespace::check_namespaces(pid)?;
-    refused.extend(namespace::check_mounts(pid, &policy)?);
+    refused.extend(namespace::check_mounts(pid, &policy, &Default::default())?);
     for r in &refused {
         println!("refused: {r}");
     }
@@ -43,7 +43,7 @@ fn save(pid: Pid, dir: &Path, paths: &[&str]) -> Result<ExitCode> {
     println!("about {} bytes", namespace::estimate_mounts(pid, &policy)?);
     let mut sink = DirSink::create(dir)?;
     namespace::save_host(&policy, &mut sink)?;
-    namespace::save_mounts(pid, 1, &policy, &mut sink)?;
+    namespace::save_mounts(pid, 1, &policy, &Default::default(), &mut sink)?;
     namespace::save_uts(pid, 2, &mut sink)?;
     if !task.same(&host, NsKind::User) {
         namespace::save_user(pid, 3, &mut sink)?;

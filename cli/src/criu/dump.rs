@@ -12,6 +12,7 @@ use rcr_engine::dump::{self, DumpOptions};
 use rcr_engine::file::{FilePolicy, TcpPolicy, UnixPolicy};
 use rcr_engine::freeze::freeze;
 use rcr_engine::image::{DirSink, DirSource};
+use rcr_engine::namespace::{self, NsIds, NsKind};
 use rcr_engine::predump;
 
 use super::generation::Before;
@@ -19,7 +20,7 @@ use super::options::Options;
 use super::places::Places;
 use super::script::Notify;
 use super::stats::{self, DumpTimes};
-use super::{Error, external, generation, unsupported};
+use super::{Error, cgroups, external, generation, unsupported};
 
 /// Below the images' directory: where they are until they are whole.
 const UNFINISHED: &str = ".unfinished";
@@ -47,6 +48,13 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
         bail!("there is no process {pid}");
     }
     let mut how = dump_options(options);
+    how.mounts.external = external::mounts(options)
+        .into_iter()
+        .map(|(place, name)| (place.into(), name))
+        .collect();
+    if options.has("root") && has_own_mounts(pid)? {
+        how.mounts.root = namespace::root_shown(Pid::from_raw(pid))?;
+    }
     let before = Before::open(options, places)?;
     if let Some(before) = &before {
         how.tracked = before.tracked()?.into_iter().collect();
@@ -57,6 +65,7 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     for refusal in &refusals {
         tracing::error!("{refusal}");
     }
+    cgroups::check(options, &tree)?;
     if !refusals.is_empty() {
         bail!("{} things cannot be carried", refusals.len());
     }
@@ -111,6 +120,11 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
         figures.page_bytes,
         options.display_stats,
     )
+}
+
+fn has_own_mounts(pid: i32) -> Result<bool, Error> {
+    let theirs = NsIds::of(Pid::from_raw(pid))?;
+    Ok(!theirs.same(&NsIds::own()?, NsKind::Mnt))
 }
 
 fn dump_options(options: &Options) -> DumpOptions {

@@ -23,7 +23,36 @@ fn split(text: &str) -> Option<(&str, &str, Option<&str>)> {
 
 /// Whether the engine does what such a resource asks for.
 pub fn understands(text: &str) -> bool {
-    net(text).is_some() || veth(text).is_some()
+    net(text).is_some() || veth(text).is_some() || mount(text).is_some() || auto_mounts(text)
+}
+
+/// `mnt[PLACE]:NAME` on dump, `mnt[NAME]:SOURCE` on restore: a mount that is
+/// not saved.
+pub fn mount(text: &str) -> Option<(String, String)> {
+    match split(text)? {
+        ("mnt", key, Some(value)) if !key.is_empty() => Some((key.to_owned(), value.to_owned())),
+        _ => None,
+    }
+}
+
+/// `mnt[]` or `mnt[]:FLAGS`: what is bound from outside is found without being
+/// named, which is always so.
+fn auto_mounts(text: &str) -> bool {
+    matches!(split(text), Some(("mnt", "", _)))
+}
+
+/// The older spelling, `KEY:VALUE`; `auto` for all.
+pub fn mount_map(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once(':')?;
+    mount(&format!("mnt[{key}]:{value}"))
+}
+
+/// All mounts that are not saved, from either spelling.
+pub fn mounts(options: &Options) -> BTreeMap<String, String> {
+    let maps = options.values("ext-mount-map");
+    let maps = maps.filter_map(|v| mount_map(&v));
+    let named = options.values("external").filter_map(|v| mount(&v));
+    named.chain(maps).collect()
 }
 
 /// `net[INODE]:NAME`: a network namespace that is not saved.
@@ -97,7 +126,11 @@ mod tests {
         assert_eq!((v.inside.as_str(), v.outside.as_str()), ("eth0", "veth7"));
         assert_eq!(v.bridge.as_deref(), Some("br0"));
         assert_eq!(veth_pair("eth0=veth7").unwrap().bridge, None);
-        assert!(!understands("mnt[/a]:b") && !understands("unix[7]"));
+        assert_eq!(mount("mnt[/a]:b"), Some(("/a".into(), "b".into())));
+        assert_eq!(mount_map("/a:b"), mount("mnt[/a]:b"));
+        assert_eq!((mount("mnt[]:sm"), mount("mnt[/a]")), (None, None));
+        assert!(understands("mnt[]:sm") && understands("mnt[]"));
+        assert!(!understands("mnt[/a]") && !understands("unix[7]"));
         let file = std::fs::File::open("/proc/self/ns/net").unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&file);
         let found = inherited_net(&format!("fd[{number}]:extRootNetNS"));

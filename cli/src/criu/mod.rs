@@ -9,6 +9,7 @@
 //! What an option asks for and the engine cannot do is refused by name before
 //! anything is touched.
 
+mod cgroups;
 mod check;
 mod config;
 mod cpuinfo;

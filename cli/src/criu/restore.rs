@@ -75,6 +75,11 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
                     .filter_map(|v| external::veth_pair(&v)),
             )
             .collect(),
+        root: options.values("root").last().map(Into::into),
+        external_mounts: external::mounts(options)
+            .into_iter()
+            .map(|(name, source)| (name, source.into()))
+            .collect(),
         ..RestoreOptions::default()
     };
     let restored = restore(&source, &how)?;

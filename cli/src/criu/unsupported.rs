@@ -42,7 +42,13 @@ pub fn check(options: &Options) -> Result<(), Error> {
             ("manage-cgroups", "ignore") => true,
             ("prev-images-dir", _) => true,
             ("auto-dedup", _) => options.command == Command::Dump,
+            // Processes stay together where who restores has put itself.
+            ("manage-cgroups", _) => options.command == Command::Dump || options.has("cgroup-root"),
+            ("cgroup-root", _) => true,
             ("external", value) => external::understands(value),
+            ("ext-mount-map", "auto") => true,
+            ("ext-mount-map", value) => external::mount_map(value).is_some(),
+            ("root", _) => true,
             ("inherit-fd", value) => external::inherited_net(value).is_some(),
             ("veth-pair", value) => external::veth_pair(value).is_some(),
             ("empty-ns", "net" | "0x40000000") => true,

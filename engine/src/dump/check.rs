@@ -29,15 +29,21 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         ..options.files
     })?;
     let mut nets = Nets::default();
-    for p in tree
+    let processes = tree
         .scan()
-        .map_err(DumpError::io("reading the process table"))?
-    {
+        .map_err(DumpError::io("reading the process table"))?;
+    // One that ends meanwhile is in none.
+    let living = processes.iter().filter(|p| !p.is_zombie());
+    let of = |p: &Process| NsIds::of(Pid::from_raw(p.voice())).ok();
+    let pid_namespaces = living
+        .filter_map(|p| Some((of(p)?.get(NsKind::Pid), p.pid)))
+        .collect();
+    for p in processes {
         files.note_process(p.pid);
         if p.is_zombie() {
             continue;
         }
-        match one(&p, &host, options, &mut files, &mut nets) {
+        match one(&p, &host, &pid_namespaces, options, &mut files, &mut nets) {
             Ok(refusals) => out.extend(refusals),
             // A process that ends meanwhile is nothing to complain about.
             Err(_) if has_ended(&p) => {}
@@ -60,6 +66,7 @@ fn has_ended(p: &Process) -> bool {
 fn one(
     p: &Process,
     host: &NsIds,
+    pid_namespaces: &BTreeMap<u64, i32>,
     options: &DumpOptions,
     files: &mut FileSaver,
     nets: &mut Nets,
@@ -72,7 +79,11 @@ fn one(
     out.extend(namespace::check_namespaces(pid)?);
     nets.note(pid, host)?;
     if !NsIds::of(pid)?.same(host, NsKind::Mnt) {
-        out.extend(namespace::check_mounts(pid, &options.mounts)?);
+        out.extend(namespace::check_mounts(
+            pid,
+            &options.mounts,
+            pid_namespaces,
+        )?);
     }
     let pidfd = match p.leader_is_dead() {
         true => pidfd_open_thread(p.voice())?,

@@ -11,6 +11,7 @@ use crate::Refusal;
 use crate::file::FileSaver;
 use crate::image::ImageSink;
 use crate::image::schema::TaskKobjIdsEntry;
+use crate::namespace::pid::Numbering;
 use crate::namespace::{self, NetSource, NsIds, NsKind};
 
 /// Kinds in the order of their image numbers.
@@ -84,6 +85,7 @@ impl Table {
         &mut self,
         pid: i32,
         options: &DumpOptions,
+        numbering: &Numbering,
         sink: &mut dyn ImageSink,
     ) -> Result<TaskKobjIdsEntry, DumpError> {
         let pid = Pid::from_raw(pid);
@@ -98,7 +100,14 @@ impl Table {
             self.numbers.insert(inode, number);
             match kind {
                 NsKind::Mnt => {
-                    refusals.extend(namespace::save_mounts(pid, number, &options.mounts, sink)?);
+                    let found = namespace::save_mounts(
+                        pid,
+                        number,
+                        &options.mounts,
+                        &numbering.members(),
+                        sink,
+                    )?;
+                    refusals.extend(found);
                 }
                 NsKind::Uts => namespace::save_uts(pid, number, sink)?,
                 NsKind::User => namespace::save_user(pid, number, sink)?,

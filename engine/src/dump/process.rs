@@ -59,7 +59,9 @@ impl Dump<'_> {
         }
         let io = |what: &str| DumpError::io(format!("{what} of {} (pid {pid})", p.info.comm));
         let vdso = Vdso::find(&ready.vmas);
-        let mut ids = self.namespaces.save(voice, options, self.sink)?;
+        let mut ids = self
+            .namespaces
+            .save(voice, options, &self.numbering, self.sink)?;
         let id = self.numbering.id(pid);
         self.sharing
             .number(pid, &mut ids, |pid| self.numbering.id(pid));

@@ -50,6 +50,14 @@ pub enum NamespaceError {
         /// The kernel's own words, else the error's.
         message: String,
     },
+    /// A mount was not saved, and nothing is given for it.
+    #[error("mount {}: it is external, and nothing is given for its name {name:?}", path.display())]
+    NotGiven {
+        /// Where it is.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+    },
     /// A mount that the service's mounts derive from is not on this host.
     #[error("the host has no {fstype} at {}", path.display())]
     HostMount {

@@ -32,8 +32,8 @@ pub use ids::{
 };
 pub use ipc::{IpcNamespace, build_ipc, foreign_segments, save_ipc};
 pub use mnt::{
-    Beside, HostEnv, MountNamespace, MountPolicy, build_mounts, check_mounts, estimate_mounts,
-    prepare_host, save_host, save_mounts,
+    Beside, HostEnv, MountNamespace, MountPolicy, Proc, RootShown, build_mounts, check_mounts,
+    estimate_mounts, prepare_host, root_shown, save_host, save_mounts,
 };
 pub use net::{NetNamespace, NetSource, VethEnd, build_nets, check_nets, save_nets};
 pub use user::{UserNamespace, build_user, save_user, write_maps};

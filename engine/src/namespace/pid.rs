@@ -71,6 +71,8 @@ pub struct Numbering {
     namespaces: BTreeMap<i32, u64>,
     /// The first process of each namespace below ours.
     inits: BTreeMap<u64, i32>,
+    /// A living process in each namespace.
+    members: BTreeMap<u64, i32>,
 }
 
 impl Numbering {
@@ -90,6 +92,9 @@ impl Numbering {
                 v.insert(lineage(p.pid, own)?);
             }
             this.namespaces.insert(p.pid, inode);
+            if !p.is_zombie() {
+                this.members.entry(inode).or_insert(p.pid);
+            }
         }
         let used: Vec<&Vec<u64>> = this.namespaces.values().map(|i| &lineages[i]).collect();
         if let Some((first, rest)) = used.split_first() {
@@ -188,6 +193,13 @@ impl Numbering {
                 .and_then(|c| c.get(depth).copied())
                 .unwrap_or(0),
         }
+    }
+
+    /// The namespaces by inode number, each with the images' id of a living
+    /// process in it.
+    pub fn members(&self) -> BTreeMap<u64, i32> {
+        let members = self.members.iter();
+        members.map(|(&ns, &pid)| (ns, self.id(pid))).collect()
     }
 
     /// Whether the tree's namespace is not our own.

@@ -126,7 +126,7 @@ pub fn bear(
     for p in &images.processes {
         nursery.bear(p)?;
         if let Some(live) = &p.live {
-            worlds.enter_ipc(p.pid, live, nursery.birth.arena)?;
+            worlds.enter_ipc(p.pid, live, &nursery.birth)?;
         }
     }
     nursery.groups()?;

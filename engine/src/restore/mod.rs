@@ -58,6 +58,11 @@ pub struct RestoreOptions {
     pub nets: BTreeMap<String, OwnedFd>,
     /// Where the host's ends of pairs go instead of where they were.
     pub veths: Vec<VethEnd>,
+    /// What the root directory of the tree's own mount namespace shows instead
+    /// of what it did: a mount point.
+    pub root: Option<PathBuf>,
+    /// What is bound for mounts that were not saved, by their names.
+    pub external_mounts: BTreeMap<String, PathBuf>,
     /// No network is up, as in early boot: connections are made all the same,
     /// and speak when it is.
     pub without_network: bool,
@@ -229,6 +234,7 @@ pub fn restore(
     let mut made = births::Made::default();
     let mut memory = memory::Memory::new(source, &images, &mut files);
     let ways = births::bear(&images, options, &mut made, &mut memory, &worlds)?;
+    worlds.mount_procs(&images, &ways)?;
     let mut ways_out = BTreeMap::new();
     // All memory first: it needs descriptors of its own, for which shared
     // tables are emptied.

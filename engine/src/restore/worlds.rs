@@ -4,25 +4,27 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::births::Birth;
 use super::images::{Images, LiveImage};
-use super::memory::open_own_pidfd;
 use super::{RestoreError, RestoreOptions};
 use crate::clock;
 use crate::ext::{RcrTask, RcrTime};
 use crate::file::RestoreEnv;
+use crate::file::sys::pidfd_getfd;
 use crate::image::ImageSource;
 use crate::image::schema::TaskKobjIdsEntry;
 use crate::namespace::{
-    self, Beside, HostEnv, IpcNamespace, MountNamespace, NetNamespace, NsIds, NsKind,
+    self, Beside, HostEnv, IpcNamespace, MountNamespace, NetNamespace, NsIds, NsKind, Proc,
     UserNamespace, UtsNamespace,
 };
 use crate::remote::{Arena, Arg, OpId, Program, Tracee};
+use crate::sys::process::pidfd_open;
 
 /// Namespaces made again, by their numbers in the images.
 #[derive(Debug)]
@@ -78,7 +80,12 @@ impl Worlds {
             if let Some(id) = foreign(ids.mnt_ns_id, w.host.mnt_ns_id)
                 && !w.mounts.contains_key(&id)
             {
-                let env = HostEnv::current()?;
+                let env = HostEnv {
+                    root: options.root.clone(),
+                    root_anyway: options.root.is_some() && w.mounts.is_empty(),
+                    external: options.external_mounts.clone(),
+                    ..HostEnv::current()?
+                };
                 let net = foreign(ids.net_ns_id, w.host.net_ns_id).and_then(|i| w.nets.get(&i));
                 let beside = Beside {
                     net: net.map(NetNamespace::ns),
@@ -195,7 +202,7 @@ impl Worlds {
 
     /// Brings a newborn process, which is in its parent's IPC namespace, into
     /// its own: before its memory, in which there may be segments.
-    pub fn enter_ipc(&self, pid: i32, live: &LiveImage, arena: Arena) -> Result<(), RestoreError> {
+    pub fn enter_ipc(&self, pid: i32, live: &LiveImage, birth: &Birth) -> Result<(), RestoreError> {
         let ns = foreign(live.ids.ipc_ns_id, self.host.ipc_ns_id).and_then(|i| self.ipcs.get(&i));
         let ns = ns.map_or(self.own_ipc.as_fd(), IpcNamespace::ns);
         let wanted = namespace::inode_of(ns)?;
@@ -203,11 +210,40 @@ impl Worlds {
             return Ok(());
         }
         let mut p = Program::new();
-        let pidfd = open_own_pidfd(&mut p);
         let what = "enter the IPC namespace";
-        join(&mut p, pidfd, ns.as_raw_fd(), libc::CLONE_NEWIPC, what);
-        p.call(libc::SYS_close, "close our pidfd", &[pidfd.into()]);
-        Tracee { tid: pid }.run(arena, &p)?;
+        join(
+            &mut p,
+            birth.pidfd,
+            ns.as_raw_fd(),
+            libc::CLONE_NEWIPC,
+            what,
+        );
+        Tracee { tid: pid }.run(birth.arena, &p)?;
+        Ok(())
+    }
+
+    /// Completes the mount namespaces with what shows processes of the tree,
+    /// mounted by newborn ones.
+    pub fn mount_procs(
+        &self,
+        images: &Images,
+        births: &BTreeMap<i32, Birth>,
+    ) -> Result<(), RestoreError> {
+        for ns in self.mounts.values() {
+            let Some(unfinished) = ns.take_unfinished() else {
+                continue;
+            };
+            let mut made = BTreeMap::new();
+            for proc in unfinished.procs() {
+                let pid = images.pids.here(proc.process);
+                let birth = births.get(&pid).ok_or_else(|| RestoreError::Tree {
+                    pid,
+                    what: "a proc shows its PID namespace, and it is not in the images".into(),
+                })?;
+                made.insert(proc.at, mount_proc(pid, birth.arena, &proc)?);
+            }
+            unfinished.finish(&made)?;
+        }
         Ok(())
     }
 
@@ -223,6 +259,41 @@ impl Worlds {
     pub fn user(&self, ids: &TaskKobjIdsEntry) -> Option<&UserNamespace> {
         foreign(ids.user_ns_id, self.host.user_ns_id).and_then(|i| self.users.get(&i))
     }
+}
+
+/// Has a process mount a proc, attached nowhere, and takes it.
+fn mount_proc(pid: i32, arena: Arena, proc: &Proc) -> Result<OwnedFd, RestoreError> {
+    const FSOPEN_CLOEXEC: i32 = 1;
+    const FSCONFIG_SET_FLAG: i32 = 0;
+    const FSCONFIG_SET_STRING: i32 = 1;
+    const FSCONFIG_CMD_CREATE: i32 = 6;
+    const FSMOUNT_CLOEXEC: i32 = 1;
+    let mut p = Program::new();
+    let args = [p.cstr(b"proc").into(), FSOPEN_CLOEXEC.into()];
+    let fs = p.call(libc::SYS_fsopen, "fsopen proc", &args);
+    for (key, value) in &proc.options {
+        let what = format!("set the option {} of a proc", String::from_utf8_lossy(key));
+        let key = p.cstr(key).into();
+        let (command, value) = match value {
+            Some(value) => (FSCONFIG_SET_STRING, p.cstr(value).into()),
+            None => (FSCONFIG_SET_FLAG, Arg::Imm(0)),
+        };
+        let args = [fs.into(), command.into(), key, value, 0.into()];
+        p.call(libc::SYS_fsconfig, what, &args);
+    }
+    let none = Arg::Imm(0);
+    let args = [fs.into(), FSCONFIG_CMD_CREATE.into(), none, none, none];
+    p.call(libc::SYS_fsconfig, "make a proc", &args);
+    let args = [fs.into(), FSMOUNT_CLOEXEC.into(), 0.into()];
+    let mount = p.call(libc::SYS_fsmount, "mount a proc", &args);
+    p.call(libc::SYS_close, "close the context", &[fs.into()]);
+    let tracee = Tracee { tid: pid };
+    let fd = tracee.run(arena, &p)?.result(mount) as RawFd;
+    let taken = pidfd_getfd(pidfd_open(pid)?.as_fd(), fd)?;
+    let mut p = Program::new();
+    p.call(libc::SYS_close, "close the mount", &[fd.into()]);
+    tracee.run(arena, &p)?;
+    Ok(taken)
 }
 
 /// The PID namespace a process is in.

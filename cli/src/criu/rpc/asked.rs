@@ -52,8 +52,11 @@ pub fn options(command: Command, opts: &Opts, client: i32) -> Result<Options, Er
     // The client is told when the tree runs; it waits for it by itself.
     o.detached = true;
     named(opts, &mut o);
-    if let Some(file) = &opts.config_file {
-        config::apply(Path::new(file), &mut o)?;
+    // Engines name one whether it is there or not.
+    if let Some(file) = opts.config_file.as_deref().map(Path::new)
+        && file.exists()
+    {
+        config::apply(file, &mut o)?;
     }
     Ok(o)
 }

@@ -3,29 +3,32 @@
 //! Everything is made private first and attached by descriptor, never by
 //! path, so nothing leaks into the host and hidden mounts come out right.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, mknodat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::thread::UnshareFlags;
 
+use super::assembly::{Assembly, Piece, open_below};
 use super::mountinfo;
+use super::procs::Unfinished;
 use super::schema::{MountEntry, MountsEntry};
-use super::sources::{make_dirs, make_own, make_sources};
-use super::{Beside, HostEnv, MountNamespace, host, image_name, nodes};
+use super::sources::{make_own, make_sources};
+use super::{Beside, HostEnv, MountNamespace, ROOT, host, image_name, nodes};
 use crate::image::{ImageError, ImageSource, Kind, get_record};
 use crate::namespace::NamespaceError;
 use crate::namespace::sys::{Propagation, mount_setattr, unshare};
 use crate::namespace::view::{MountView, on_own_thread, open_path};
 
-const NOWHERE: MoveMountFlags =
+pub(super) const NOWHERE: MoveMountFlags =
     MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH.union(MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH);
-const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
+pub(super) const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
     .union(OpenTreeFlags::OPEN_TREE_CLOEXEC)
     .union(OpenTreeFlags::AT_EMPTY_PATH);
 
@@ -69,7 +72,7 @@ fn check(image: &MountsEntry) -> Result<(), String> {
         }
         let host = m.host.is_some_and(|h| (h as usize) < image.hosts.len());
         let own = m.own.is_some_and(|o| (o as usize) < image.owns.len());
-        if host == own {
+        if m.external.is_none() && host == own {
             return Err(format!("mount {i} does not say what it shows"));
         }
     }
@@ -96,31 +99,31 @@ pub(super) fn place_of(m: &MountEntry) -> &Path {
 struct Builder<'a> {
     image: &'a MountsEntry,
     env: &'a HostEnv,
-    owns: &'a [OwnedFd],
-}
-
-/// A mount that is made but not attached, and where it goes.
-struct Piece {
-    mount: OwnedFd,
-    /// The place in its parent; none for the root.
-    place: Option<OwnedFd>,
+    /// None where a process has to be there first.
+    owns: &'a [Option<OwnedFd>],
 }
 
 impl Builder<'_> {
     /// Runs on a thread that is thrown away.
     fn build(&self) -> Result<MountNamespace, NamespaceError> {
         let err = |call| NamespaceError::call(call, "/");
-        let host_places = self.peers()?;
+        let mut all = Assembly {
+            image: self.image.clone(),
+            pieces: Vec::new(),
+            waiting: Vec::new(),
+            host_places: self.peers()?,
+        };
         // The namespace is named through the host's /proc: the service's own may hide it.
         let proc = open_path("/proc")?;
         unshare(UnshareFlags::NEWNS).map_err(err("unshare"))?;
         let stems = self.stems()?;
+        let given = self.given()?;
         let old_root = open_path("/")?;
         mount_setattr(&old_root, true, None, Some(Propagation::Private))
             .map_err(err("mount_setattr"))?;
         self.stage(&stems)?;
-        let pieces = self.pieces(&stems)?;
-        let Some(root) = &pieces[0] else {
+        self.pieces(&stems, given, &mut all)?;
+        let Some(root) = &all.pieces[0] else {
             return Err(self.absent(&self.image.mounts[0]));
         };
         move_mount(&root.mount, "", &old_root, "", NOWHERE).map_err(err("move_mount"))?;
@@ -128,7 +131,7 @@ impl Builder<'_> {
         rustix::process::pivot_root(".", ".").map_err(err("pivot_root"))?;
         unmount(".", UnmountFlags::DETACH).map_err(err("umount"))?;
         rustix::process::chdir("/").map_err(err("chdir"))?;
-        for (m, piece) in self.image.mounts.iter().zip(&pieces) {
+        for (m, piece) in self.image.mounts.iter().zip(&all.pieces) {
             if let Some(Piece {
                 mount,
                 place: Some(place),
@@ -138,12 +141,21 @@ impl Builder<'_> {
                     .map_err(NamespaceError::call("move_mount", place_of(m)))?;
             }
         }
-        self.propagation(&pieces, &host_places)?;
+        let waits = all.waiting.contains(&true);
+        if !waits {
+            all.propagation()?;
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(CWD, "/", flags, Mode::empty()).map_err(err("open"))?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let ns = openat(&proc, "thread-self/ns/mnt", flags, Mode::empty()).map_err(err("open"))?;
-        Ok(MountNamespace { ns, root })
+        let rest = waits.then(|| ns.try_clone().map(|ns| Unfinished { ns, all }));
+        let rest = rest.transpose().map_err(NamespaceError::call("dup", "/"))?;
+        Ok(MountNamespace {
+            ns,
+            root,
+            rest: RefCell::new(rest),
+        })
     }
 
     /// The host's own mounts that some of ours are peers of, by place in the list.
@@ -187,7 +199,7 @@ impl Builder<'_> {
     /// because only what is attached can be cloned. They go away with the old tree.
     fn stage(&self, stems: &[Option<OwnedFd>]) -> Result<(), NamespaceError> {
         let place = open_path("/proc")?;
-        for mount in stems.iter().flatten().chain(self.owns) {
+        for mount in stems.iter().chain(self.owns).flatten() {
             move_mount(mount, "", &place, "", NOWHERE)
                 .map_err(NamespaceError::call("move_mount", "staged mount"))?;
         }
@@ -195,28 +207,56 @@ impl Builder<'_> {
     }
 
     /// Clones the part that each mount shows and finds the place it goes to.
-    fn pieces(&self, stems: &[Option<OwnedFd>]) -> Result<Vec<Option<Piece>>, NamespaceError> {
-        let mut pieces: Vec<Option<Piece>> = Vec::new();
-        for m in &self.image.mounts {
-            let piece = self.piece(m, stems, &pieces)?;
-            if piece.is_none() {
+    fn pieces(
+        &self,
+        stems: &[Option<OwnedFd>],
+        mut given: Vec<Option<OwnedFd>>,
+        all: &mut Assembly,
+    ) -> Result<(), NamespaceError> {
+        for (m, given) in self.image.mounts.iter().zip(&mut given) {
+            let late = self.is_late(m);
+            let on_late = m.parent.is_some_and(|p| all.waiting[p as usize]);
+            let piece = match late {
+                true => None,
+                false => self.piece(m, stems, given.take(), on_late, all)?,
+            };
+            if piece.is_none() && !late {
                 tracing::info!(path = %place_of(m).display(), "mount left out, not on the host yet");
             }
-            pieces.push(piece);
+            all.pieces.push(piece);
+            all.waiting.push(late || on_late);
         }
-        Ok(pieces)
+        Ok(())
+    }
+
+    /// Whether a mount shows what a process has to be there for.
+    fn is_late(&self, m: &MountEntry) -> bool {
+        m.external.is_none() && m.own.is_some_and(|o| self.owns[o as usize].is_none())
     }
 
     fn piece(
         &self,
         m: &MountEntry,
         stems: &[Option<OwnedFd>],
-        pieces: &[Option<Piece>],
+        given: Option<OwnedFd>,
+        waits: bool,
+        all: &Assembly,
     ) -> Result<Option<Piece>, NamespaceError> {
         let err = |call| NamespaceError::call(call, place_of(m));
+        if let Some(mount) = given {
+            let place = match m.parent.filter(|_| !waits) {
+                None => None,
+                Some(p) => {
+                    let place = all.place(m, p as usize)?;
+                    Some(place.ok_or_else(|| self.absent(m))?)
+                }
+            };
+            self.attributes(m, &mount, all)?;
+            return Ok(Some(Piece { mount, place }));
+        }
         let origin = match (m.host, m.own) {
             (Some(h), _) => stems[h as usize].as_ref(),
-            (_, own) => own.map(|o| &self.owns[o as usize]),
+            (_, own) => own.and_then(|o| self.owns[o as usize].as_ref()),
         };
         let Some(origin) = origin else {
             return if m.optional {
@@ -225,10 +265,10 @@ impl Builder<'_> {
                 Err(self.absent(m))
             };
         };
-        let place = match m.parent {
+        let place = match m.parent.filter(|_| !waits) {
             None => None,
             Some(p) => {
-                let Some(place) = self.place(m, p as usize, pieces)? else {
+                let Some(place) = all.place(m, p as usize)? else {
                     return Ok(None);
                 };
                 Some(place)
@@ -236,159 +276,72 @@ impl Builder<'_> {
         };
         let root = root_of(m, self.image, self.env);
         let shown = match open_below(origin, &root) {
-            Err(Errno::NOENT) if self.may_lack(m, origin, &root) => return Ok(None),
+            Err(Errno::NOENT) if self.may_lack(m, origin, &root, all) => return Ok(None),
             other => other.map_err(NamespaceError::call("open", &root))?,
         };
         let mount = open_tree(&shown, "", CLONE).map_err(err("open_tree"))?;
-        let propagation = if m.host_slave && self.leads(m) {
+        self.attributes(m, &mount, all)?;
+        Ok(Some(Piece { mount, place }))
+    }
+
+    fn attributes(
+        &self,
+        m: &MountEntry,
+        mount: &OwnedFd,
+        all: &Assembly,
+    ) -> Result<(), NamespaceError> {
+        let propagation = if m.host_slave && all.leads(m) {
             Propagation::Slave
         } else {
             Propagation::Private
         };
-        mount_setattr(&mount, false, Some(m.attrs), Some(propagation))
-            .map_err(err("mount_setattr"))?;
-        Ok(Some(Piece { mount, place }))
+        mount_setattr(mount, false, Some(m.attrs), Some(propagation))
+            .map_err(NamespaceError::call("mount_setattr", place_of(m)))
     }
 
-    /// Where a mount goes: into its parent, or, while that is absent, into what
-    /// that would be mounted on. None if there is no such place.
-    fn place(
-        &self,
-        m: &MountEntry,
-        parent_at: usize,
-        pieces: &[Option<Piece>],
-    ) -> Result<Option<OwnedFd>, NamespaceError> {
-        let above = &self.image.mounts[parent_at];
-        let below = place_of(m)
-            .strip_prefix(place_of(above))
-            .unwrap_or(place_of(m));
-        let Some(parent) = &pieces[parent_at] else {
-            let Some(next) = above.parent else {
-                return Ok(None);
+    /// A clone of what is bound for each mount that was not saved.
+    fn given(&self) -> Result<Vec<Option<OwnedFd>>, NamespaceError> {
+        let first = self.image.mounts.first();
+        let replaced = first.filter(|f| self.env.root_anyway && f.external.is_none());
+        let mut given = Vec::new();
+        for m in &self.image.mounts {
+            let root = Path::new(OsStr::from_bytes(&m.root));
+            let old = replaced.filter(|f| (f.host, f.own) == (m.host, m.own));
+            let old = old.map(|f| Path::new(OsStr::from_bytes(&f.root)));
+            let asked = match (&m.external, old.map(|old| root.strip_prefix(old))) {
+                (Some(name), _) => Some((name.as_str(), root)),
+                (None, Some(Ok(below))) => Some((ROOT, below)),
+                _ => None,
             };
-            let place = self.place(above, next as usize, pieces)?;
-            return Ok(place.filter(|_| below.as_os_str().is_empty()));
-        };
-        match open_below(&parent.mount, below) {
-            Ok(place) => Ok(Some(place)),
-            Err(Errno::NOENT) if self.made_by_kernel(above) => Ok(None),
-            Err(Errno::NOENT) if above.own.is_some() => self.make_place(m, parent, below).map(Some),
-            Err(e) => Err(NamespaceError::call("open", place_of(m))(e)),
+            let Some((name, below)) = asked else {
+                given.push(None);
+                continue;
+            };
+            let path = match name {
+                ROOT => self.env.root.as_ref(),
+                name => self.env.external.get(name),
+            };
+            let path = path.ok_or_else(|| NamespaceError::NotGiven {
+                path: place_of(m).to_owned(),
+                name: name.to_owned(),
+            })?;
+            let shown = open_below(&open_path(path)?, below);
+            let shown = shown.map_err(NamespaceError::call("open", path.join(below)))?;
+            let clone = open_tree(&shown, "", CLONE);
+            given.push(Some(clone.map_err(NamespaceError::call("open_tree", path))?));
         }
+        Ok(given)
     }
 
-    /// Makes a place to mount on in a file system whose content nobody could see.
-    fn make_place(
-        &self,
-        m: &MountEntry,
-        parent: &Piece,
-        below: &Path,
-    ) -> Result<OwnedFd, NamespaceError> {
-        let err = |call| NamespaceError::call(call, place_of(m));
-        let dir = make_dirs(&parent.mount, below.parent().unwrap_or(Path::new("")))?;
-        let leaf = below.file_name().unwrap_or_default();
-        let is_dir = m
-            .way
-            .last()
-            .is_none_or(|w| w.mode & libc::S_IFMT == libc::S_IFDIR);
-        if is_dir {
-            mkdirat(&dir, leaf, Mode::from_raw_mode(0o755)).map_err(err("mkdir"))?;
-        } else {
-            let mode = Mode::empty();
-            mknodat(&dir, leaf, FileType::RegularFile, mode, 0).map_err(err("mknod"))?;
-        }
-        open_below(&dir, Path::new(leaf)).map_err(err("open"))
-    }
 
     /// Whether the absence of what a mount shows is the new kernel's own affair.
-    fn may_lack(&self, m: &MountEntry, origin: &OwnedFd, root: &Path) -> bool {
+    fn may_lack(&self, m: &MountEntry, origin: &OwnedFd, root: &Path, all: &Assembly) -> bool {
         let cgroup = m
             .host
             .is_some_and(|h| self.image.hosts[h as usize].fstype == "cgroup2");
         // A cgroup has the files that the kernel gives it, but the cgroup must be there.
         let above = root.parent().unwrap_or(Path::new(""));
-        self.made_by_kernel(m) || cgroup && open_below(origin, above).is_ok()
-    }
-
-    /// Whether the kernel decides which files its origin has, so that another may lack some.
-    fn made_by_kernel(&self, m: &MountEntry) -> bool {
-        let fstype = match (m.host, m.own) {
-            (Some(h), _) => &self.image.hosts[h as usize].fstype,
-            (_, Some(o)) => &self.image.owns[o as usize].fstype,
-            _ => return false,
-        };
-        matches!(
-            fstype.as_str(),
-            "proc" | "sysfs" | "debugfs" | "tracefs" | "securityfs"
-        )
-    }
-
-    /// The mount of a peer group that the others join: the one that shows the most.
-    fn leader(&self, group: u32) -> Option<usize> {
-        let mounts = self.image.mounts.iter().enumerate();
-        let width = |m: &MountEntry| m.root.len();
-        mounts
-            .filter(|(_, m)| m.group == Some(group))
-            .min_by_key(|(_, m)| width(m))
-            .map(|(i, _)| i)
-    }
-
-    /// Whether a mount gets its propagation by itself, not by joining another.
-    fn leads(&self, m: &MountEntry) -> bool {
-        m.group.is_none_or(|g| {
-            self.leader(g)
-                .is_none_or(|l| std::ptr::eq(&self.image.mounts[l], m))
-        })
-    }
-
-    /// Joins peer groups, leaders first.
-    fn propagation(
-        &self,
-        pieces: &[Option<Piece>],
-        host_places: &HashMap<u32, OwnedFd>,
-    ) -> Result<(), NamespaceError> {
-        let each = || {
-            self.image
-                .mounts
-                .iter()
-                .zip(pieces)
-                .filter_map(|(m, p)| Some((m, p.as_ref()?)))
-        };
-        let set = |m: &MountEntry, p: &Piece, to| {
-            mount_setattr(&p.mount, false, None, Some(to))
-                .map_err(NamespaceError::call("mount_setattr", place_of(m)))
-        };
-        let join = |m: &MountEntry, from: &OwnedFd, to: &Piece| {
-            let flags = NOWHERE | MoveMountFlags::MOVE_MOUNT_SET_GROUP;
-            move_mount(from, "", &to.mount, "", flags)
-                .map_err(NamespaceError::call("join the peer group of", place_of(m)))
-        };
-        let leader_of = |g: u32| self.leader(g).and_then(|l| pieces[l].as_ref());
-        for (m, piece) in each() {
-            if m.host_peer
-                && let Some(from) = m.host.and_then(|h| host_places.get(&h))
-            {
-                join(m, from, piece)?;
-            }
-        }
-        for (m, piece) in each().filter(|(m, _)| m.group.is_some() && self.leads(m)) {
-            set(m, piece, Propagation::Shared)?;
-        }
-        for (m, piece) in each().filter(|(m, _)| m.group.is_some() && !self.leads(m)) {
-            if let Some(leader) = m.group.and_then(leader_of) {
-                join(m, &leader.mount, piece)?;
-            }
-        }
-        for (m, piece) in each().filter(|(m, _)| m.master.is_some()) {
-            if let Some(leader) = m.master.and_then(leader_of) {
-                join(m, &leader.mount, piece)?;
-                set(m, piece, Propagation::Slave)?;
-            }
-        }
-        for (m, piece) in each().filter(|(m, _)| m.unbindable) {
-            set(m, piece, Propagation::Unbindable)?;
-        }
-        Ok(())
+        all.made_by_kernel(m) || cgroup && open_below(origin, above).is_ok()
     }
 
     fn absent(&self, m: &MountEntry) -> NamespaceError {
@@ -400,18 +353,3 @@ impl Builder<'_> {
     }
 }
 
-/// Opens a place below a mount's root, on that mount and through no symbolic link.
-fn open_below(top: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
-    let path = if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
-    };
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    match openat2(top, path, flags, Mode::empty(), how) {
-        // The root of a mount that shows a single file is no directory to start from.
-        Err(Errno::NOTDIR) if path == Path::new(".") => rustix::io::dup(top),
-        other => other,
-    }
-}

@@ -58,6 +58,21 @@ impl Recipe<'_> {
         fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(err("fsmount"))
     }
 
+    /// What fsconfig(2) is to set, for who mounts it elsewhere.
+    pub(super) fn settings(&self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let source = Some(self.source.as_bytes().to_vec());
+        let mut all = vec![(b"source".to_vec(), source)];
+        let wanted = self.options.iter().filter(|o| &o[..] != b"rw");
+        all.extend(wanted.map(|option| {
+            let at = option.iter().position(|&b| b == b'=');
+            (
+                key(option).to_vec(),
+                at.map(|at| option[at + 1..].to_vec()),
+            )
+        }));
+        all
+    }
+
     /// Makes the file system read-only if it is to be.
     pub(super) fn seal(&self, mount: &OwnedFd) -> Result<(), NamespaceError> {
         if !self.options.iter().any(|o| o == b"ro") {

@@ -5,9 +5,30 @@ use std::collections::HashMap;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::MountPolicy;
+use nix::unistd::Pid;
+
 use super::mountinfo::MountInfo;
 use super::schema::{HostMountEntry, MountEntry, MountsEntry, OwnFsEntry};
+use super::{MountPolicy, ROOT};
+use crate::namespace::NamespaceError;
+use crate::namespace::view::MountView;
+
+/// What the root directory of a mount namespace shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootShown {
+    dev: (u32, u32),
+    below: PathBuf,
+}
+
+/// What the root directory of a task's mount namespace shows.
+pub fn root_shown(pid: Pid) -> Result<Option<RootShown>, NamespaceError> {
+    let mounts = MountView::of(pid)?.mounts;
+    let first = parents_first(&mounts).first().map(|&i| &mounts[i]);
+    Ok(first.map(|m| RootShown {
+        dev: m.dev,
+        below: m.root.clone(),
+    }))
+}
 
 /// Something in a mount namespace that cannot be carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +154,15 @@ impl Planner<'_> {
                 );
             }
         }
+        if let Some((name, root)) = self.external(m) {
+            if entry.host_peer {
+                self.refuse(m, "it is external, and in a peer group of the host's");
+            }
+            entry.external = Some(name);
+            entry.root = root;
+            self.plan.image.mounts.push(entry);
+            return;
+        }
         match self.host_origin(m, slave_of.or(peer_of)) {
             Some(h) => self.show_host(m, h, &mut entry),
             None if entry.host_slave || entry.host_peer => {
@@ -144,6 +174,16 @@ impl Planner<'_> {
             None => self.own(m, &mut entry),
         }
         self.plan.image.mounts.push(entry);
+    }
+
+    /// The name under which somebody else makes `m`, and what of that it shows.
+    fn external(&self, m: &MountInfo) -> Option<(String, Vec<u8>)> {
+        if let Some(name) = self.policy.external.get(&m.mountpoint) {
+            return Some((name.clone(), Vec::new()));
+        }
+        let root = self.policy.root.as_ref().filter(|r| r.dev == m.dev)?;
+        let below = m.root.strip_prefix(&root.below).ok()?;
+        Some((ROOT.to_owned(), bytes(below)))
     }
 
     /// The host mount that shows what `m` shows, if there is one.
@@ -225,6 +265,7 @@ impl Planner<'_> {
                 source: m.source.as_bytes().to_vec(),
                 options: options(m),
                 trees: Vec::new(),
+                pid_ns_of: None,
             });
             owns.len() as u32 - 1
         });

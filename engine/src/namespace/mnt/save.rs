@@ -1,6 +1,6 @@
 //! Saving a mount namespace.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -18,9 +18,11 @@ use crate::Refusal;
 use crate::content::{estimate_tree, save_node, save_tree};
 use crate::image::{ImageSink, Kind, put_records};
 use crate::namespace::view::{MountView, inside};
-use crate::namespace::{NamespaceError, ids};
+use crate::namespace::{NamespaceError, NsIds, NsKind, ids};
 
 /// Saves the mount namespace that `pid`, a stopped task, is in.
+/// `pid_namespaces` has those of the tree by inode number, each with the images'
+/// id of a process in it.
 ///
 /// Writes `rcr-mounts-ID.img` and the trees of content it names. What cannot
 /// be carried is returned; then nothing was written.
@@ -28,9 +30,11 @@ pub fn save_mounts(
     pid: Pid,
     ns_id: u32,
     policy: &MountPolicy,
+    pid_namespaces: &BTreeMap<u64, i32>,
     sink: &mut dyn ImageSink,
 ) -> Result<Vec<Refusal>, NamespaceError> {
     let mut found = Examined::of(pid, policy)?;
+    found.procs(pid, pid_namespaces)?;
     if !found.plan.problems.is_empty() {
         return Ok(found.refusals(pid));
     }
@@ -55,8 +59,14 @@ pub fn save_mounts(
 }
 
 /// What [`save_mounts`] would refuse. Reads alone.
-pub fn check_mounts(pid: Pid, policy: &MountPolicy) -> Result<Vec<Refusal>, NamespaceError> {
-    Ok(Examined::of(pid, policy)?.refusals(pid))
+pub fn check_mounts(
+    pid: Pid,
+    policy: &MountPolicy,
+    pid_namespaces: &BTreeMap<u64, i32>,
+) -> Result<Vec<Refusal>, NamespaceError> {
+    let mut found = Examined::of(pid, policy)?;
+    found.procs(pid, pid_namespaces)?;
+    Ok(found.refusals(pid))
 }
 
 /// How many bytes [`save_mounts`] would put into the store, about.
@@ -260,6 +270,51 @@ impl Examined {
         Ok(())
     }
 
+    /// Finds out whose processes each proc of the service's own shows.
+    fn procs(
+        &mut self,
+        pid: Pid,
+        pid_namespaces: &BTreeMap<u64, i32>,
+    ) -> Result<(), NamespaceError> {
+        let host = NsIds::own()?.get(NsKind::Pid);
+        let service = MountView::of(pid)?;
+        for fs in 0..self.plan.image.owns.len() {
+            if self.plan.image.owns[fs].fstype != "proc" {
+                continue;
+            }
+            let entries = self.plan.image.mounts.iter().zip(&self.plan.mounts);
+            let shows = entries.filter(|(e, _)| e.own == Some(fs as u32));
+            let shows: Vec<_> = shows.map(|(e, &at)| (e.root.is_empty(), at)).collect();
+            let mut shown = None;
+            for &(_, at) in shows.iter().filter(|(whole, _)| *whole) {
+                if let Some(root) = open_mount(&service.root, &service.mounts[at])? {
+                    shown = pid_namespace_of(&root);
+                    break;
+                }
+            }
+            let Some(&(_, at)) = shows.first() else {
+                continue;
+            };
+            let m = &service.mounts[at];
+            let own = &mut self.plan.image.owns[fs];
+            match shown {
+                Some(inode) if inode == host => {}
+                Some(inode) => match pid_namespaces.get(&inode) {
+                    Some(&process) => own.pid_ns_of = Some(process),
+                    None => {
+                        let reason = "it shows a PID namespace that no process of the tree is in";
+                        self.plan.problems.push(Problem::mount(m, reason));
+                    }
+                },
+                None => {
+                    let reason = "it cannot be seen whose processes it shows";
+                    self.plan.problems.push(Problem::mount(m, reason));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn refusals(&self, pid: Pid) -> Vec<Refusal> {
         let comm = ids::comm(pid);
         let refusal = |p: &Problem| Refusal {
@@ -276,6 +331,13 @@ impl Examined {
 /// Whether what is on it is gone after a boot.
 fn is_volatile(m: &MountInfo) -> bool {
     matches!(m.fstype.as_str(), "tmpfs" | "ramfs")
+}
+
+/// Inode number of the PID namespace that a proc shows: that of its first process.
+fn pid_namespace_of(root: &OwnedFd) -> Option<u64> {
+    let link = rustix::fs::readlinkat(root, "1/ns/pid", Vec::new()).ok()?;
+    let name = link.to_str().ok()?;
+    name.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Opens the mount's root by its path, if that is what the path leads to.

@@ -55,6 +55,10 @@ pub struct OwnFsEntry {
     /// Its content.
     #[prost(message, repeated, tag = "4")]
     pub trees: Vec<TreeRefEntry>,
+    /// Of a proc that shows a PID namespace of the tree: a process in it, by the
+    /// images' ids. It is made there, when that process has been born.
+    #[prost(int32, optional, tag = "5")]
+    pub pid_ns_of: Option<i32>,
 }
 
 /// One name on the way to a bind's source on the host.
@@ -125,6 +129,10 @@ pub struct MountEntry {
     /// The names from its parent's root to its place one by one, to make those that are missing.
     #[prost(message, repeated, tag = "15")]
     pub place_way: Vec<WayEntry>,
+    /// It is not saved: whoever restores says what is bound there under this
+    /// name. [`super::ROOT`] is the root directory.
+    #[prost(string, optional, tag = "16")]
+    pub external: Option<String>,
 }
 
 /// A mount namespace.

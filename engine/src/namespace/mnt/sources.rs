@@ -73,14 +73,19 @@ fn host_root(
     }
 }
 
-/// Makes the service's own file systems, with their content, attached nowhere.
+/// Makes the service's own file systems, with their content, attached nowhere;
+/// none where a process has to be there first.
 pub(super) fn make_own(
     image: &MountsEntry,
     source: &dyn ImageSource,
     beside: &Beside<'_>,
-) -> Result<Vec<OwnedFd>, NamespaceError> {
+) -> Result<Vec<Option<OwnedFd>>, NamespaceError> {
     let mut made = Vec::new();
     for (at, own) in image.owns.iter().enumerate() {
+        if own.pid_ns_of.is_some() {
+            made.push(None);
+            continue;
+        }
         let shows = image.mounts.iter().find(|m| m.own == Some(at as u32));
         let seen = shows.map_or(Path::new(""), |m| {
             Path::new(OsStr::from_bytes(&m.mountpoint))
@@ -107,7 +112,7 @@ pub(super) fn make_own(
                 .map_err(NamespaceError::content(seen))?;
         }
         recipe.seal(&mount)?;
-        made.push(mount);
+        made.push(Some(mount));
     }
     Ok(made)
 }

@@ -155,7 +155,13 @@ fn hardened() {
 /// Saves `tid`'s namespace as seen from this thread.
 fn saved(tid: Pid) -> Memory {
     let mut images = Memory::default();
-    let refused = save_mounts(tid, 1, &MountPolicy::default(), &mut images).unwrap();
+    let refused = save_mounts(
+        tid,
+        1,
+        &MountPolicy::default(),
+        &Default::default(),
+        &mut images,
+    ).unwrap();
     assert_eq!(refused, []);
     images
 }
@@ -181,13 +187,14 @@ fn roundtrip(service: fn(), left_out: &[&str], seen: impl FnOnce(&Path) + Send) 
     let old_boot = HostEnv::current().unwrap().boot_id;
     let (images, before) = on_host(full_boot, || {
         let (tid, _keep) = parked(service);
-        assert_eq!(check_mounts(tid, &MountPolicy::default()).unwrap(), []);
+        assert_eq!(check_mounts(tid, &MountPolicy::default(), &Default::default()).unwrap(), []);
         let mut mounts = MountView::of(tid).unwrap().mounts;
         mounts.retain(|m| !left_out.iter().any(|o| m.mountpoint.starts_with(o)));
         (saved(tid), mounts)
     });
     let new = HostEnv {
         boot_id: "0123456789abcdef".repeat(2),
+        ..HostEnv::current().unwrap()
     };
     on_host(early_boot, || {
         let made = build_mounts(&images, 1, &new, &super::Beside::default()).unwrap();

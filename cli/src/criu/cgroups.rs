@@ -1,0 +1,44 @@
+//! `--manage-cgroups`: who decides where processes come back.
+//!
+//! A container engine puts the restoring program into the container's cgroup
+//! and names that (`--cgroup-root`); what is restored stays in it.
+
+use anyhow::{Context, bail};
+use rcr_engine::Tree;
+
+use super::Error;
+use super::options::Options;
+
+/// Whether cgroups are to be managed at all.
+fn wanted(options: &Options) -> bool {
+    let modes: Vec<String> = options.values("manage-cgroups").collect();
+    options.has("manage-cgroups") && !modes.iter().any(|m| m == "ignore" || m == "none")
+}
+
+/// Refuses a tree that is not all in one cgroup, where cgroups are to be managed.
+pub fn check(options: &Options, tree: &Tree) -> Result<(), Error> {
+    if !wanted(options) {
+        return Ok(());
+    }
+    let mut first: Option<(i32, String)> = None;
+    for p in tree.scan().context("reading the process table")? {
+        // One that ends meanwhile is in none.
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{}/cgroup", p.pid)) else {
+            continue;
+        };
+        if p.is_zombie() {
+            continue;
+        }
+        match &first {
+            None => first = Some((p.pid, text)),
+            Some((pid, known)) if *known != text => bail!(
+                "{} (pid {}): cgroup: it is in another one than process {pid}, and all come \
+                 back into one; option --manage-cgroups=ignore leaves them out",
+                p.comm,
+                p.pid
+            ),
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
