@@ -12,6 +12,8 @@ pub mod bench;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(feature = "conformance")]
+pub mod containers;
+#[cfg(feature = "conformance")]
 pub mod cross;
 pub mod dataset;
 pub mod facts;

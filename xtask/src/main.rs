@@ -1,6 +1,7 @@
 //! The commands of this repository; `cargo xtask --help` lists them.
 
 mod artifacts;
+mod containers;
 mod demo;
 mod dev_vm;
 mod fuzz;

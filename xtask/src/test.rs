@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use rcr_tests::scenarios::{self, Bench};
 use rcr_tests::vm::qemu::Accel;
 
-use crate::{artifacts, host, image, peer, root, vm_dir};
+use crate::{artifacts, containers, host, image, peer, root, vm_dir};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -28,6 +28,10 @@ pub struct Arguments {
     /// ("" for all), and nothing else.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["vm_only", "scenario", "no_vm"])]
     cross: Option<String>,
+    /// Only the containers with this in their names ("" for all), and nothing
+    /// else.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vm_only", "scenario", "no_vm", "cross"])]
+    containers: Option<String>,
     /// Lists the scenarios and runs nothing.
     #[arg(long)]
     list: bool,
@@ -50,11 +54,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut tally = Tally::default();
     if let Some(only) = &arguments.cross {
         cross_step(Some(only), &mut tally);
+    } else if let Some(only) = &arguments.containers {
+        containers_step(Some(only), &mut tally);
     } else if !arguments.vm_only && arguments.scenario.is_none() {
         host_steps(&mut tally);
         cross_step(None, &mut tally);
+        containers_step(None, &mut tally);
     }
-    if !arguments.no_vm && arguments.cross.is_none() {
+    let alone = arguments.cross.is_some() || arguments.containers.is_some();
+    if !arguments.no_vm && !alone {
         machine_steps(arguments, &mut tally)?;
     }
     println!("\n{} passed, {} failed", tally.passed, tally.failed.len());
@@ -160,6 +168,13 @@ fn cross_step(only: Option<&str>, tally: &mut Tally) {
     let start = Instant::now();
     let result = peer::test(only);
     tally.count("across rcr and CRIU", result, start.elapsed());
+}
+
+fn containers_step(only: Option<&str>, tally: &mut Tally) {
+    println!("\n== containers");
+    let start = Instant::now();
+    let result = containers::test(only);
+    tally.count("containers", result, start.elapsed());
 }
 
 fn cargo(arguments: &[&str], silent: bool) -> Result<()> {

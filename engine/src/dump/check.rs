@@ -1,6 +1,6 @@
 //! Preflight: what would be refused, found without stopping anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::Pid;
@@ -38,6 +38,7 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
     let pid_namespaces = living
         .filter_map(|p| Some((of(p)?.get(NsKind::Pid), p.pid)))
         .collect();
+    let mut cgroups = BTreeSet::from([host.get(NsKind::Cgroup)]);
     for p in processes {
         files.note_process(p.pid);
         if p.is_zombie() {
@@ -46,8 +47,17 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
         match one(&p, &host, &pid_namespaces, options, &mut files, &mut nets) {
             Ok(refusals) => out.extend(refusals),
             // A process that ends meanwhile is nothing to complain about.
-            Err(_) if has_ended(&p) => {}
+            Err(_) if has_ended(&p) => continue,
             Err(e) => return Err(e),
+        }
+        let pid = Pid::from_raw(p.voice());
+        // The first one that is in it makes it again.
+        if NsIds::of(pid).is_ok_and(|ids| cgroups.insert(ids.get(NsKind::Cgroup))) {
+            match namespace::check_cgroup(pid) {
+                Ok(refusal) => out.extend(refusal),
+                Err(_) if has_ended(&p) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
     }
     files.settle()?;

@@ -117,7 +117,8 @@ impl Table {
                     self.nets
                         .push((number, ns, pid.as_raw(), namespace::comm(pid)));
                 }
-                // Time is carried by offsets; the others are refused above.
+                NsKind::Cgroup => refusals.extend(namespace::check_cgroup(pid)?),
+                // Time is carried by offsets, and PID namespaces by their ids.
                 _ => {}
             }
         }

@@ -8,11 +8,12 @@
 //! | network | devices, addresses, routes, filters, settings ([`net`]) |
 //! | IPC | System V objects and limits ([`ipc`]) |
 //! | PID | ids in every namespace ([`pid`]); made with its first process |
-//! | cgroup | only the host's own; others are refused |
+//! | cgroup | made by the first process of the tree that is in it ([`cgroup`]) |
 //! | time | by whoever restores the clocks |
 //!
 //! "The host" is the calling thread's own namespaces throughout.
 
+mod cgroup;
 mod error;
 mod ids;
 pub mod ipc;
@@ -25,10 +26,11 @@ pub mod user;
 pub mod uts;
 mod view;
 
+pub use cgroup::check_cgroup;
 pub use error::NamespaceError;
 pub use ids::{
-    NsIds, NsKind, Owner, check_namespaces, comm, inode_of, mount_owner, open_ipc, open_net,
-    owner_of, uts_owner,
+    NsIds, NsKind, Owner, check_namespaces, comm, inode_of, mount_owner, open_cgroup, open_ipc,
+    open_net, owner_of, uts_owner,
 };
 pub use ipc::{IpcNamespace, build_ipc, foreign_segments, save_ipc};
 pub use mnt::{

@@ -127,6 +127,7 @@ pub fn bear(
         nursery.bear(p)?;
         if let Some(live) = &p.live {
             worlds.enter_ipc(p.pid, live, &nursery.birth)?;
+            worlds.enter_cgroup(p.pid, live, &nursery.birth)?;
         }
     }
     nursery.groups()?;

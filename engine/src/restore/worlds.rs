@@ -1,5 +1,6 @@
 //! What surrounds the processes: namespaces and clocks.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{File, OpenOptions};
@@ -38,6 +39,9 @@ pub struct Worlds {
     /// Our own IPC namespace.
     own_ipc: OwnedFd,
     times: BTreeMap<RcrTime, OwnedFd>,
+    /// Our own cgroup namespace, and those that processes have made.
+    own_cgroup: OwnedFd,
+    cgroups: RefCell<BTreeMap<u32, OwnedFd>>,
 }
 
 impl Worlds {
@@ -56,6 +60,8 @@ impl Worlds {
             ipcs: BTreeMap::new(),
             own_ipc: namespace::open_ipc(Pid::this())?,
             times: BTreeMap::new(),
+            own_cgroup: namespace::open_cgroup(Pid::this())?,
+            cgroups: RefCell::default(),
             host,
         };
         for (_, live) in images.live() {
@@ -219,6 +225,41 @@ impl Worlds {
             what,
         );
         Tracee { tid: pid }.run(birth.arena, &p)?;
+        Ok(())
+    }
+
+    /// Brings a newborn process, which is in its cgroup and in its parent's
+    /// cgroup namespace, into its own; the first that is in one makes it.
+    pub fn enter_cgroup(
+        &self,
+        pid: i32,
+        live: &LiveImage,
+        birth: &Birth,
+    ) -> Result<(), RestoreError> {
+        let tracee = Tracee { tid: pid };
+        let mut p = Program::new();
+        let mut made = self.cgroups.borrow_mut();
+        let ns = match foreign(live.ids.cgroup_ns_id, self.host.cgroup_ns_id) {
+            None => &self.own_cgroup,
+            Some(id) => match made.entry(id) {
+                Entry::Occupied(ns) => ns.into_mut(),
+                Entry::Vacant(free) => {
+                    let what = "make a cgroup namespace";
+                    p.call(libc::SYS_unshare, what, &[libc::CLONE_NEWCGROUP.into()]);
+                    tracee.run(birth.arena, &p)?;
+                    free.insert(namespace::open_cgroup(Pid::from_raw(pid))?);
+                    return Ok(());
+                }
+            },
+        };
+        let wanted = namespace::inode_of(ns)?;
+        if NsIds::of(Pid::from_raw(pid))?.get(NsKind::Cgroup) == wanted {
+            return Ok(());
+        }
+        let what = "enter the cgroup namespace";
+        let kind = libc::CLONE_NEWCGROUP;
+        join(&mut p, birth.pidfd, ns.as_raw_fd(), kind, what);
+        tracee.run(birth.arena, &p)?;
         Ok(())
     }
 

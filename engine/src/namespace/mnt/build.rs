@@ -328,11 +328,12 @@ impl Builder<'_> {
             let shown = open_below(&open_path(path)?, below);
             let shown = shown.map_err(NamespaceError::call("open", path.join(below)))?;
             let clone = open_tree(&shown, "", CLONE);
-            given.push(Some(clone.map_err(NamespaceError::call("open_tree", path))?));
+            given.push(Some(
+                clone.map_err(NamespaceError::call("open_tree", path))?,
+            ));
         }
         Ok(given)
     }
-
 
     /// Whether the absence of what a mount shows is the new kernel's own affair.
     fn may_lack(&self, m: &MountEntry, origin: &OwnedFd, root: &Path, all: &Assembly) -> bool {
@@ -352,4 +353,3 @@ impl Builder<'_> {
         }
     }
 }
-

@@ -65,10 +65,7 @@ impl Recipe<'_> {
         let wanted = self.options.iter().filter(|o| &o[..] != b"rw");
         all.extend(wanted.map(|option| {
             let at = option.iter().position(|&b| b == b'=');
-            (
-                key(option).to_vec(),
-                at.map(|at| option[at + 1..].to_vec()),
-            )
+            (key(option).to_vec(), at.map(|at| option[at + 1..].to_vec()))
         }));
         all
     }

@@ -333,11 +333,36 @@ fn is_volatile(m: &MountInfo) -> bool {
     matches!(m.fstype.as_str(), "tmpfs" | "ramfs")
 }
 
-/// Inode number of the PID namespace that a proc shows: that of its first process.
+/// Inode number of the PID namespace that a proc shows: that of a process in it,
+/// its first one unless that may not be looked at.
 fn pid_namespace_of(root: &OwnedFd) -> Option<u64> {
-    let link = rustix::fs::readlinkat(root, "1/ns/pid", Vec::new()).ok()?;
-    let name = link.to_str().ok()?;
-    name.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+    let namespace = |pid: &str| -> Option<u64> {
+        let link = rustix::fs::readlinkat(root, format!("{pid}/ns/pid"), Vec::new()).ok()?;
+        let name = link.to_str().ok()?;
+        name.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+    };
+    if let Some(first) = namespace("1") {
+        return Some(first);
+    }
+    let dir = rustix::fs::Dir::read_from(root).ok()?;
+    let names = dir.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+    let pids = names.filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    // Who is in a namespace below has further ids.
+    let inside = |pid: &String| {
+        let status = open_read(root, &format!("{pid}/status"));
+        let line = |text: String| {
+            let ids = text.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+            Some(ids.split_ascii_whitespace().count())
+        };
+        status.and_then(line) == Some(1)
+    };
+    pids.filter(inside).find_map(|pid| namespace(&pid))
+}
+
+fn open_read(root: &OwnedFd, path: &str) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(root, path, flags, Mode::empty()).ok()?;
+    std::io::read_to_string(std::fs::File::from(file)).ok()
 }
 
 /// Opens the mount's root by its path, if that is what the path leads to.

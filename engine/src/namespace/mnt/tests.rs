@@ -161,7 +161,8 @@ fn saved(tid: Pid) -> Memory {
         &MountPolicy::default(),
         &Default::default(),
         &mut images,
-    ).unwrap();
+    )
+    .unwrap();
     assert_eq!(refused, []);
     images
 }
@@ -187,7 +188,10 @@ fn roundtrip(service: fn(), left_out: &[&str], seen: impl FnOnce(&Path) + Send) 
     let old_boot = HostEnv::current().unwrap().boot_id;
     let (images, before) = on_host(full_boot, || {
         let (tid, _keep) = parked(service);
-        assert_eq!(check_mounts(tid, &MountPolicy::default(), &Default::default()).unwrap(), []);
+        assert_eq!(
+            check_mounts(tid, &MountPolicy::default(), &Default::default()).unwrap(),
+            []
+        );
         let mut mounts = MountView::of(tid).unwrap().mounts;
         mounts.retain(|m| !left_out.iter().any(|o| m.mountpoint.starts_with(o)));
         (saved(tid), mounts)

@@ -4,6 +4,7 @@ pub mod aio;
 pub mod backing;
 pub mod blocked;
 pub mod bpf;
+pub mod cgroups;
 pub mod clocks;
 pub mod cow;
 pub mod creds;
@@ -26,6 +27,7 @@ pub mod pidfds;
 pub mod pipes;
 pub mod predump;
 pub mod process;
+pub mod procs;
 pub mod random;
 pub mod refusals;
 pub mod registers;
@@ -73,9 +75,11 @@ pub const ALL: &[&[Case]] = &[
     creds::CASES,
     seccomp::CASES,
     namespaces::CASES,
+    cgroups::CASES,
     network::CASES,
     ipc::CASES,
     pid_namespaces::CASES,
+    procs::CASES,
     filters::CASES,
     roots::CASES,
     files::CASES,
