@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rcr_engine::Tree;
-use rcr_engine::dump::{self, DumpOptions};
+use rcr_engine::dump::{self, DumpOptions, DumpStats};
 use rcr_engine::file::{FilePolicy, TcpPolicy};
 use rcr_engine::freeze::freeze;
 use rcr_engine::image::{DirSink, DirSource};
@@ -86,29 +86,27 @@ pub fn dump(pid: i32, directory: &Path, mode: DumpMode) -> Result<(), Failure> {
         ));
     }
     let tree = Tree::Root(pid);
-    let told = || format!("process {pid}");
-    let refusals = dump::check(&tree, &options)
-        .with_context(told)
-        .or_environment()?;
-    if !refusals.is_empty() {
-        let refused = |refusal| Refused {
-            unit: String::new(),
-            refusal,
-        };
-        return Err(Failure::refused(
-            refusals.into_iter().map(refused).collect(),
-        ));
-    }
     let mut sink = DirSink::create(directory)
         .with_context(|| directory.display().to_string())
         .or_environment()?;
-    let frozen = freeze(&tree).or_rolled_back()?;
-    let stats = dump::dump(&frozen, &mut sink, &options).or_rolled_back()?;
-    if mode.leave_running {
-        frozen.thaw();
-    } else {
-        frozen.kill();
-    }
+    let stats = match take(&tree, &mut sink, &options, mode) {
+        Ok(stats) => stats,
+        Err(failure) => {
+            sink.discard();
+            // Looked at again as it runs: all that stands in the way, not the first.
+            let refusals = dump::check(&tree, &options).unwrap_or_default();
+            if refusals.is_empty() {
+                return Err(failure);
+            }
+            let refused = |refusal| Refused {
+                unit: String::new(),
+                refusal,
+            };
+            return Err(Failure::refused(
+                refusals.into_iter().map(refused).collect(),
+            ));
+        }
+    };
     println!(
         "{}: {} processes, {} threads, {} MiB of memory",
         directory.display(),
@@ -117,6 +115,23 @@ pub fn dump(pid: i32, directory: &Path, mode: DumpMode) -> Result<(), Failure> {
         stats.page_bytes >> 20
     );
     Ok(())
+}
+
+/// Freezes and dumps; after a failure the tree runs on.
+fn take(
+    tree: &Tree,
+    sink: &mut DirSink,
+    options: &DumpOptions,
+    mode: DumpMode,
+) -> Result<DumpStats, Failure> {
+    let frozen = freeze(tree).or_rolled_back()?;
+    let stats = dump::dump(&frozen, sink, options).or_rolled_back()?;
+    if mode.leave_running {
+        frozen.thaw();
+    } else {
+        frozen.kill();
+    }
+    Ok(stats)
 }
 
 /// Brings the tree in `directory` back. Unless detached, waits for its first

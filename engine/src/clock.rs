@@ -3,11 +3,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::Pid;
 
 use crate::ext::{RcrInventory, RcrTime};
+use crate::namespace::{NsIds, NsKind};
 use crate::sys::SysResult;
 use crate::sys::process::{clock_ns, unshare_time};
+use crate::sys::text;
 use crate::sys::timens;
 
 const SECOND: i64 = 1_000_000_000;
@@ -46,26 +49,23 @@ pub struct Offsets {
 impl Offsets {
     /// The offsets of the namespace a process lives in.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let link = |name: &str| format!("/proc/{pid}/ns/{name}");
-        let (own, next) = (link("time"), link("time_for_children"));
-        match (std::fs::metadata(&own), std::fs::metadata(&next)) {
-            (Ok(a), Ok(b)) if a.ino() != b.ino() => {
-                let ns = std::fs::File::open(own)?;
-                let text = timens::read_offsets(ns.as_fd())?;
-                Self::parse(&text).ok_or_else(|| {
-                    io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "timens_offsets is not understood",
-                    )
-                })
-            }
-            _ => Self::for_children_of(pid),
+        let ids = NsIds::of(Pid::from_raw(pid)).map_err(io::Error::other)?;
+        if ids.get(NsKind::Time) == ids.get(NsKind::TimeForChildren) {
+            return Self::for_children_of(pid);
         }
+        let ns = std::fs::File::open(format!("/proc/{pid}/ns/time"))?;
+        let text = timens::read_offsets(ns.as_fd())?;
+        Self::parse(&text).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "timens_offsets is not understood",
+            )
+        })
     }
 
     /// The offsets of the namespace that future children of a process live in.
     pub fn for_children_of(pid: i32) -> io::Result<Self> {
-        match std::fs::read_to_string(format!("/proc/{pid}/timens_offsets")) {
+        match text::read_string(format!("/proc/{pid}/timens_offsets")) {
             Ok(text) => Self::parse(&text).ok_or_else(|| {
                 io::Error::new(
                     io::ErrorKind::InvalidData,

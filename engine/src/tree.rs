@@ -1,5 +1,6 @@
 //! Which processes belong together.
 
+use crate::sys::text;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ impl Process {
             Err(e) if is_gone(&e) => return Ok(None),
             Err(e) => return Err(e),
         };
-        let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
+        let stat = match text::read(format!("/proc/{pid}/stat")) {
             Ok(s) => s,
             Err(e) if is_gone(&e) => return Ok(None),
             Err(e) => return Err(e),
@@ -106,7 +107,7 @@ pub struct Stat {
 impl Stat {
     /// Reads the file of a process.
     pub fn read(pid: i32) -> io::Result<Self> {
-        let bytes = std::fs::read(format!("/proc/{pid}/stat"))?;
+        let bytes = text::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&bytes).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -146,7 +147,7 @@ fn is_gone(e: &io::Error) -> bool {
 
 /// Whether a thread has ended and is only there until somebody takes note.
 pub(crate) fn thread_is_dead(pid: i32, tid: i32) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    let stat = text::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
     Stat::parse(&stat).is_none_or(|s| matches!(s.state, 'Z' | 'X'))
 }
 
@@ -214,8 +215,7 @@ fn descendants(root: i32) -> io::Result<BTreeSet<i32>> {
             Err(e) => return Err(e),
         };
         for tid in tids {
-            let children = match std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children"))
-            {
+            let children = match text::read_string(format!("/proc/{pid}/task/{tid}/children")) {
                 Ok(c) => c,
                 Err(e) if is_gone(&e) => continue,
                 Err(e) => return Err(e),

@@ -1,6 +1,7 @@
 //! The commands of this repository; `cargo xtask --help` lists them.
 
 mod artifacts;
+mod bench;
 mod containers;
 mod demo;
 mod dev_vm;
@@ -46,6 +47,8 @@ enum Task {
     /// Feeds damaged and made-up bytes to everything that reads bytes somebody
     /// else wrote.
     Fuzz(fuzz::Arguments),
+    /// Measures dump and restore beside CRIU's, both in one run.
+    Bench(bench::Arguments),
     /// Makes the virtual machine's image and nothing else.
     Image,
     /// Machines to work with by hand: started, driven and ended one by one.
@@ -72,6 +75,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Support => test::support(),
         Task::Services(arguments) => services::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Image => {
             let image = image::prepare()?;
             println!("{}", image.dir.display());

@@ -38,7 +38,10 @@ pub fn test(only: Option<&str>) -> Result<()> {
 }
 
 /// The root, made now if it is not there yet.
-fn prepare() -> Result<PathBuf> {
+///
+/// # Errors
+/// When packages cannot be had.
+pub fn prepare() -> Result<PathBuf> {
     install_missing()?;
     let mut hasher = DefaultHasher::new();
     (SUITES, PACKAGES).hash(&mut hasher);

@@ -16,12 +16,14 @@ use crate::memory::shmem::Objects;
 use crate::memory::vma::{self, Class};
 use crate::namespace::{self, NetSource, NsIds, NsKind};
 use crate::sys::process::{core_cookie, pidfd_open, pidfd_open_thread};
+use crate::sys::text;
 use crate::task::creds::same_ids;
 use crate::task::status::Status;
 use crate::tree::{Process, Tree};
 
 /// Everything that stands in the way of a checkpoint of the tree as it is now.
 pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpError> {
+    let _namespaces = NsIds::remember();
     let host = NsIds::own()?;
     let mut out = Vec::new();
     let mut files = FileSaver::new(FilePolicy {
@@ -183,8 +185,7 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
         });
     };
     // The attribute is absent or unreadable where no security module has one.
-    let label =
-        std::fs::read_to_string(format!("/proc/{}/attr/current", p.pid)).unwrap_or_default();
+    let label = text::read_string(format!("/proc/{}/attr/current", p.pid)).unwrap_or_default();
     let label = label.trim_end_matches(['\0', '\n']);
     if !label.is_empty() && label != "unconfined" && !label.ends_with("(unconfined)") {
         refuse(
@@ -228,7 +229,7 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
         );
     }
     for &tid in p.tids.iter().filter(|&&t| t != p.pid) {
-        let state = std::fs::read_to_string(format!("/proc/{}/task/{tid}/stat", p.pid));
+        let state = text::read_string(format!("/proc/{}/task/{tid}/stat", p.pid));
         if state.is_ok_and(|s| s.rsplit(')').next().is_some_and(|r| r.starts_with(" Z"))) {
             refuse(
                 "dead thread",

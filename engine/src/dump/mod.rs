@@ -194,6 +194,8 @@ struct Dump<'a> {
     parent: Option<&'a Parent<'a>>,
     /// Offsets of the first process's time namespace.
     offsets: Offsets,
+    /// That namespace, by its inode number.
+    time_ns: u64,
     files: FileSaver,
     filters: FilterTable,
     shared: Objects,
@@ -303,6 +305,7 @@ fn dump_whole(
     parent: Option<&Parent<'_>>,
 ) -> Result<DumpStats, DumpError> {
     let clocks = Clocks::now();
+    let _namespaces = NsIds::remember();
     let ours = |pid| options.tracked.contains(&pid) || parent.is_some_and(|p| p.tracking.has(pid));
     let mut settled = settle(frozen, ours)?;
     let sharing = sharing_of(frozen)?;
@@ -313,6 +316,7 @@ fn dump_whole(
         naps: &frozen.naps,
         parent,
         offsets: offsets_of(frozen)?,
+        time_ns: NsIds::of(first_voice(frozen))?.get(NsKind::Time),
         files: FileSaver::new(options.files)?,
         filters: FilterTable::default(),
         shared: Objects::default(),
@@ -358,6 +362,7 @@ fn dump_whole(
         naps: _,
         parent: _,
         offsets: _,
+        time_ns: _,
         mut files,
         filters,
         shared,
@@ -403,9 +408,13 @@ fn dump_whole(
 
 /// What the first process's time namespace adds to the clocks.
 fn offsets_of(frozen: &Frozen) -> Result<Offsets, DumpError> {
+    Offsets::of(first_voice(frozen).as_raw()).map_err(DumpError::io("time namespace"))
+}
+
+/// The first process that lives, else this one.
+fn first_voice(frozen: &Frozen) -> Pid {
     let live = frozen.processes.iter().find(|p| !p.info.is_zombie());
-    let pid = live.map_or(Pid::this().as_raw(), |p| p.info.voice());
-    Offsets::of(pid).map_err(DumpError::io("time namespace"))
+    live.map_or(Pid::this(), |p| Pid::from_raw(p.info.voice()))
 }
 
 fn save_inventory(

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::unistd::Pid;
+
 use super::settled::{Settled, Workshop};
 use super::thread::dead_leader;
 use super::{Dump, DumpError, DumpOptions, Ready};
@@ -18,11 +20,13 @@ use crate::memory::heritage::SharedPages;
 use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
+use crate::namespace::{NsIds, NsKind};
 use crate::memory::{aio, heritage, mm, pages, policy};
 use crate::predump::{self, ranges};
 use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
 use crate::sys::process::{Span, pidfd_open, pidfd_open_thread};
+use crate::sys::text;
 use crate::task::status::Status;
 use crate::task::{autogroup_nice, limits, signals, timers};
 use crate::tree::Process;
@@ -81,14 +85,13 @@ impl Dump<'_> {
         let extra = RcrMm::of(&ready.vmas);
         let own = self.threads(p, ready.threads, vdso.as_ref(), (mm_entry, extra), ids)?;
 
-        let cgroup =
-            std::fs::read_to_string(format!("/proc/{voice}/cgroup")).map_err(io("cgroup"))?;
+        let cgroup = text::read_string(format!("/proc/{voice}/cgroup")).map_err(io("cgroup"))?;
         let cgroup = cgroup
             .lines()
             .find_map(|l| l.strip_prefix("0::"))
             .unwrap_or("/")
             .to_owned();
-        let filter = std::fs::read_to_string(format!("/proc/{voice}/coredump_filter"))
+        let filter = text::read_string(format!("/proc/{voice}/coredump_filter"))
             .map_err(io("coredump_filter"))?;
         let (time, time_for_children) = self.times(voice).map_err(io("time namespace"))?;
         let task = RcrTask {
@@ -117,6 +120,11 @@ impl Dump<'_> {
     /// The time namespaces of a process and of its future children, where they
     /// are not the first process's.
     fn times(&self, voice: i32) -> std::io::Result<(Option<RcrTime>, Option<RcrTime>)> {
+        let ids = NsIds::of(Pid::from_raw(voice)).map_err(std::io::Error::other)?;
+        let (ours, of_children) = (ids.get(NsKind::Time), ids.get(NsKind::TimeForChildren));
+        if ours == self.time_ns && of_children == ours {
+            return Ok((None, None));
+        }
         let own = Offsets::of(voice)?;
         let next = Offsets::for_children_of(voice)?;
         let time = (own != self.offsets).then(|| own.relative_to(self.offsets));
@@ -431,10 +439,10 @@ impl Dump<'_> {
             mm_entry.dumpable = Some(out.result(dumpable) as i32);
             mm_entry.thp_disabled = Some(out.result(thp) != 0);
         }
-        let personality = std::fs::read_to_string(format!("/proc/{pid}/personality"))
-            .map_err(io("personality"))?;
-        let oom = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
-            .map_err(io("oom_score_adj"))?;
+        let personality =
+            text::read_string(format!("/proc/{pid}/personality")).map_err(io("personality"))?;
+        let oom =
+            text::read_string(format!("/proc/{pid}/oom_score_adj")).map_err(io("oom_score_adj"))?;
         let tc = TaskCoreEntry {
             task_state: if p.stop_signal != 0 { STOPPED } else { ALIVE },
             stop_signo: (p.stop_signal != 0).then_some(p.stop_signal as u32),

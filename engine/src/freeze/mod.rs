@@ -16,6 +16,7 @@ use crate::file::Connections;
 use crate::sys::SysError;
 use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
+use crate::sys::text;
 use crate::task::nap::Naps;
 use crate::tree::{Process, Tree, list_tids, thread_is_dead};
 
@@ -368,17 +369,17 @@ fn lasting_vfork(pid: i32, tid: i32) -> Option<i32> {
 /// a call that nothing but the child's end or execve(2) ends.
 fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
     let dir = format!("/proc/{pid}/task/{tid}");
-    let call = std::fs::read_to_string(format!("{dir}/syscall")).ok()?;
+    let call = text::read_string(format!("{dir}/syscall")).ok()?;
     let number: i64 = call.split(' ').next()?.parse().ok()?;
     if ![libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&number) {
         return None;
     }
     // Killable, so shown as uninterruptible.
-    let stat = std::fs::read_to_string(format!("{dir}/stat")).ok()?;
+    let stat = text::read_string(format!("{dir}/stat")).ok()?;
     if !stat.rsplit(") ").next()?.starts_with('D') {
         return None;
     }
-    let children = std::fs::read_to_string(format!("{dir}/children")).ok()?;
+    let children = text::read_string(format!("{dir}/children")).ok()?;
     let shares = |c: &i32| {
         let order = compare_object(tid, *c, Shared::Vm);
         order.is_ok_and(|o| o == std::cmp::Ordering::Equal)
@@ -391,7 +392,7 @@ fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
 
 /// Who traces a task; 0 for nobody.
 fn tracer_of(tid: i32) -> i32 {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let text = text::read_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("TracerPid:"));
     line.and_then(|l| l.trim().parse().ok()).unwrap_or(0)
 }

@@ -17,6 +17,9 @@ use super::{ImageSink, ImageSource};
 #[derive(Debug)]
 pub struct DirSink {
     dir: PathBuf,
+    /// The directory is of our making.
+    made: bool,
+    written: Vec<PathBuf>,
     maps: Vec<Mapping>,
 }
 
@@ -24,11 +27,28 @@ impl DirSink {
     /// Stores into `dir`, which is made if it does not exist.
     pub fn create(dir: impl Into<PathBuf>) -> io::Result<Self> {
         let dir = dir.into();
+        let made = !dir.exists();
         fs::create_dir_all(&dir)?;
         Ok(Self {
             dir,
+            made,
+            written: Vec::new(),
             maps: Vec::new(),
         })
+    }
+
+    /// Takes away what was written: half a dump is none.
+    pub fn discard(self) {
+        for path in &self.written {
+            if let Err(e) = fs::remove_file(path) {
+                tracing::warn!("{}: {e}", path.display());
+            }
+        }
+        if self.made
+            && let Err(e) = fs::remove_dir(&self.dir)
+        {
+            tracing::warn!("{}: {e}", self.dir.display());
+        }
     }
 
     /// Names the images that these refer to: the path, relative to `dir` or
@@ -37,14 +57,16 @@ impl DirSink {
         std::os::unix::fs::symlink(parent, self.dir.join(DirSource::PARENT))
     }
 
-    fn file(&self, name: &str) -> io::Result<File> {
+    fn file(&mut self, name: &str) -> io::Result<File> {
         let path = path_of(&self.dir, name)?;
-        OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(path)
+            .open(&path)?;
+        self.written.push(path);
+        Ok(file)
     }
 }
 
@@ -158,6 +180,23 @@ mod tests {
         assert!(pages[..4096].iter().all(|&b| b == 0) && pages[4096..].iter().all(|&b| b == 7));
         assert_eq!(source.get("empty.img").unwrap(), Some(b"".as_slice()));
         assert_eq!(source.get("b.img").unwrap(), None);
+    }
+
+    #[test]
+    fn a_discarded_dump_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("images");
+        let mut sink = DirSink::create(&at).unwrap();
+        sink.put("a.img", b"1").unwrap();
+        sink.discard();
+        assert!(!at.exists());
+        let mut sink = DirSink::create(dir.path()).unwrap();
+        sink.put("a.img", b"1").unwrap();
+        std::fs::write(dir.path().join("theirs"), "").unwrap();
+        assert!(sink.put("theirs", b"2").is_err());
+        sink.discard();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Reading `/proc/PID/smaps`, as bytes (paths need not be UTF-8).
 
+use crate::sys::text;
 use std::io;
 
 use super::sysv;
@@ -63,7 +64,7 @@ impl Vma {
 /// All mappings of a process with their flags, in address order.
 pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
     let path = format!("/proc/{pid}/smaps");
-    let text = std::fs::read(&path)?;
+    let text = text::read(&path)?;
     let mut vmas = parse(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
@@ -77,7 +78,7 @@ pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
 /// All mappings without their flags: far cheaper for the kernel to make.
 pub fn read_ranges(pid: i32) -> io::Result<Vec<Vma>> {
     let path = format!("/proc/{pid}/maps");
-    let text = std::fs::read(&path)?;
+    let text = text::read(&path)?;
     let mut vmas = parse(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,

@@ -3,6 +3,7 @@
 
 use crate::image::schema::MmEntry;
 use crate::remote::{OpId, Program};
+use crate::sys::text;
 use crate::tree::Stat;
 
 use super::MemoryError;
@@ -18,7 +19,7 @@ const MM_MAP_BYTES: usize = 104;
 /// Reads what `/proc` tells; mappings, heap end and executable come later.
 pub fn save(pid: i32) -> Result<MmEntry, MemoryError> {
     let stat = Stat::read(pid).map_err(MemoryError::io(format!("stat of {pid}")))?;
-    let auxv = std::fs::read(format!("/proc/{pid}/auxv"))
+    let auxv = text::read(format!("/proc/{pid}/auxv"))
         .map_err(MemoryError::io(format!("auxv of {pid}")))?;
     let words: Vec<u64> = auxv
         .chunks_exact(8)

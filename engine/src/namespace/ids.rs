@@ -1,5 +1,8 @@
 //! Which namespaces a task is in, who owns them, and which of them are refused.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -65,15 +68,52 @@ pub struct NsIds {
     inodes: [u64; NsKind::ALL.len()],
 }
 
+thread_local! {
+    /// What [`NsIds::remember`] remembers; 0 stands for the calling thread.
+    static KNOWN: RefCell<Option<HashMap<i32, NsIds>>> = const { RefCell::new(None) };
+}
+
+/// As long as it lives, [`NsIds`] of a task are looked up once.
+#[derive(Debug)]
+#[must_use]
+pub struct Remembered(PhantomData<*const ()>);
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        KNOWN.set(None);
+    }
+}
+
 impl NsIds {
     /// Those of a task.
     pub fn of(pid: Pid) -> Result<Self, NamespaceError> {
-        Self::below(&format!("/proc/{pid}/ns"))
+        Self::known(pid.as_raw(), || Self::below(&format!("/proc/{pid}/ns")))
     }
 
     /// Those of the calling thread.
     pub fn own() -> Result<Self, NamespaceError> {
-        Self::below("/proc/thread-self/ns")
+        Self::known(0, || Self::below("/proc/thread-self/ns"))
+    }
+
+    /// From now on every task, and the calling thread, counts as being where it
+    /// was first seen. For a tree that stands still, and for a look at one that
+    /// runs, which may be outdated at once anyhow.
+    pub fn remember() -> Remembered {
+        KNOWN.set(Some(HashMap::new()));
+        Remembered(PhantomData)
+    }
+
+    fn known(
+        task: i32,
+        look: impl FnOnce() -> Result<Self, NamespaceError>,
+    ) -> Result<Self, NamespaceError> {
+        let known = KNOWN.with_borrow(|k| k.as_ref().and_then(|k| k.get(&task).copied()));
+        if let Some(ids) = known {
+            return Ok(ids);
+        }
+        let ids = look()?;
+        KNOWN.with_borrow_mut(|k| k.as_mut().map(|k| k.insert(task, ids)));
+        Ok(ids)
     }
 
     fn below(dir: &str) -> Result<Self, NamespaceError> {
@@ -141,12 +181,11 @@ fn owner(pid: Pid, kind: NsKind) -> Result<Owner, NamespaceError> {
 /// Namespaces of the task that cannot be carried, each named. Reads alone.
 pub fn check_namespaces(pid: Pid) -> Result<Vec<Refusal>, NamespaceError> {
     let (host, task) = (NsIds::own()?, NsIds::of(pid)?);
-    let comm = comm(pid);
     let mut refusals = Vec::new();
     let mut refuse = |object: &str, reason: &str, advice: &str| {
         refusals.push(Refusal {
             pid: pid.as_raw(),
-            comm: comm.clone(),
+            comm: comm(pid),
             object: object.to_owned(),
             reason: reason.to_owned(),
             advice: advice.to_owned(),

@@ -13,6 +13,7 @@ use crate::image::schema::PosixTimerEntry;
 use crate::remote::{OpId, Program, Tracee};
 use crate::sys::process::{permitted_features, prctl_get};
 use crate::sys::ptrace;
+use crate::sys::text;
 use crate::task::autogroup_nice;
 use crate::task::{creds, limits, registers, sched, signals, timers};
 
@@ -266,7 +267,7 @@ impl Step<'_, '_> {
         }
         let write = |file: &str, value: String| {
             let path = format!("/proc/{}/{file}", p.pid);
-            match std::fs::read_to_string(&path) {
+            match text::read_string(&path) {
                 Ok(now) if now.trim() == value => Ok(()),
                 _ => std::fs::write(&path, value).map_err(RestoreError::io(path)),
             }

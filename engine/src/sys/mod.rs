@@ -11,6 +11,7 @@ pub mod process;
 pub mod ptrace;
 pub mod shm;
 pub mod sysv;
+pub mod text;
 pub mod timens;
 pub mod userfault;
 

@@ -5,6 +5,7 @@ use std::io;
 
 use crate::ext::RcrKnobs;
 use crate::remote::{DataRef, OpId, Outcome, Program};
+use crate::sys::text;
 use crate::tree::Stat;
 
 const PR_GET_TSC: i32 = 25;
@@ -62,7 +63,7 @@ pub fn answers(pid: i32, tid: i32, outcome: &Outcome, q: &Query) -> io::Result<R
         let value = outcome.result(op);
         (value > 0 && value & SPEC_PRCTL != 0).then_some(value & SPEC_CHOICE)
     };
-    let personality = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality"))?;
+    let personality = text::read_string(format!("/proc/{pid}/task/{tid}/personality"))?;
     Ok(RcrKnobs {
         tsc_mode: tsc,
         speculation: q.speculation.map(|op| chosen(op).unwrap_or(0)).to_vec(),

@@ -4,12 +4,13 @@ use std::io;
 
 use crate::image::schema::{RlimitEntry, TaskRlimitsEntry};
 use crate::remote::Program;
+use crate::sys::text;
 
 /// Reads `/proc/PID/limits`, whose lines are in the order of `RLIMIT_*`.
 ///
 /// prlimit(2) on another user's process would need CAP_SYS_RESOURCE.
 pub fn save(pid: i32) -> io::Result<TaskRlimitsEntry> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let text = text::read_string(format!("/proc/{pid}/limits"))?;
     parse(&text)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/limits")))
 }

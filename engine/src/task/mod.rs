@@ -16,9 +16,11 @@ pub mod signals;
 pub mod status;
 pub mod timers;
 
+use crate::sys::text;
+
 /// The nice value in `/proc/PID/autogroup`; the file is absent where the
 /// kernel groups nothing.
 pub fn autogroup_nice(pid: i32) -> Option<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).ok()?;
+    let text = text::read_string(format!("/proc/{pid}/autogroup")).ok()?;
     text.rsplit(' ').next()?.trim().parse().ok()
 }

@@ -17,6 +17,7 @@ use crate::ext::RcrNap;
 use crate::remote::{Arena, RemoteError};
 use crate::sys::process::{Span, clock_ns, read_memory, write_memory};
 use crate::sys::ptrace::{self, Regs, Stop};
+use crate::sys::text;
 use crate::tree::{Stat, Tree};
 
 const SECOND: i64 = 1_000_000_000;
@@ -46,7 +47,7 @@ impl Naps {
         for p in tree.scan()? {
             for &tid in &p.tids {
                 let dir = format!("/proc/{}/task/{tid}", p.pid);
-                let read = |file: &str| std::fs::read_to_string(format!("{dir}/{file}"));
+                let read = |file: &str| text::read_string(format!("{dir}/{file}"));
                 let Some(call) = read("syscall").ok().as_deref().and_then(call_number) else {
                     continue;
                 };
@@ -279,7 +280,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_secs(60));
         });
         let tid = tid.recv().unwrap();
-        let call = || std::fs::read_to_string(format!("/proc/self/task/{tid}/syscall"));
+        let call = || text::read_string(format!("/proc/self/task/{tid}/syscall"));
         while call_number(&call().unwrap())
             .is_none_or(|n| n != libc::SYS_nanosleep && n != libc::SYS_clock_nanosleep)
         {

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use crate::ext::RcrThread;
 use crate::image::schema::ThreadCoreEntry;
 use crate::sys::process::{SchedAttr, ioprio_get, ioprio_set, sched_getattr, sched_setattr};
+use crate::sys::text;
 
 /// Reads a thread's scheduling state into its images.
 pub fn save(pid: i32, tid: i32, core: &mut ThreadCoreEntry, ext: &mut RcrThread) -> io::Result<()> {
@@ -31,13 +32,13 @@ pub fn save(pid: i32, tid: i32, core: &mut ThreadCoreEntry, ext: &mut RcrThread)
             c.iter().enumerate().map(bit).fold(0, |a, b| a | b)
         })
         .collect();
-    let comm = std::fs::read(format!("/proc/{pid}/task/{tid}/comm"))?;
+    let comm = text::read(format!("/proc/{pid}/task/{tid}/comm"))?;
     core.comm = Some(
         String::from_utf8_lossy(&comm)
             .trim_end_matches('\n')
             .to_owned(),
     );
-    let slack = std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns"))?;
+    let slack = text::read_string(format!("/proc/{tid}/timerslack_ns"))?;
     core.timerslack_ns = slack.trim().parse().ok();
     Ok(())
 }
@@ -83,7 +84,7 @@ pub fn restore(tid: i32, core: &ThreadCoreEntry, ext: &RcrThread) -> io::Result<
     }
     if let Some(slack) = core.timerslack_ns {
         let path = format!("/proc/{tid}/timerslack_ns");
-        if std::fs::read_to_string(&path)?.trim() != slack.to_string() {
+        if text::read_string(&path)?.trim() != slack.to_string() {
             std::fs::write(path, slack.to_string())?;
         }
     }

@@ -1,13 +1,13 @@
 //! `/proc/TID/status`: credentials and seccomp mode (proc_pid_status(5)).
 
-use std::collections::BTreeMap;
 use std::io;
 
 use crate::image::schema::CredsEntry;
+use crate::sys::text;
 
 /// The lines of one status file.
 #[derive(Debug, Clone)]
-pub struct Status(BTreeMap<String, String>);
+pub struct Status(String);
 
 impl Status {
     /// Reads the file of a task.
@@ -17,23 +17,19 @@ impl Status {
 
     /// Reads the file of a thread of a process.
     pub fn read_thread(pid: i32, tid: i32) -> io::Result<Self> {
-        let text = std::fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
+        let text = text::read(format!("/proc/{pid}/task/{tid}/status"))?;
         Ok(Self::parse(&text))
     }
 
     pub(crate) fn parse(text: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(text);
-        let lines = text.lines().filter_map(|l| l.split_once(':'));
-        Self(
-            lines
-                .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
-                .collect(),
-        )
+        Self(String::from_utf8_lossy(text).into_owned())
     }
 
     /// A line's value; empty where the kernel has no such line.
     pub fn get(&self, key: &str) -> &str {
-        self.0.get(key).map_or("", String::as_str)
+        let mut values = self.0.lines().filter_map(|l| l.strip_prefix(key));
+        let value = values.find_map(|rest| rest.strip_prefix(':'));
+        value.map_or("", str::trim)
     }
 
     fn ids(&self, key: &str) -> Vec<u32> {

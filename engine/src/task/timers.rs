@@ -6,6 +6,7 @@ use std::io;
 
 use crate::image::schema::{ItimerEntry, PosixTimerEntry, TaskTimersEntry};
 use crate::remote::{DataRef, Outcome, Program};
+use crate::sys::text;
 
 const ITIMER_BYTES: usize = 32;
 const SIGEVENT_BYTES: usize = 64;
@@ -47,7 +48,7 @@ pub fn query(pid: i32, p: &mut Program) -> io::Result<Query> {
         );
         out
     });
-    let text = std::fs::read_to_string(format!("/proc/{pid}/timers"))?;
+    let text = text::read_string(format!("/proc/{pid}/timers"))?;
     let listed = parse(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,

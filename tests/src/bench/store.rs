@@ -91,7 +91,7 @@ struct Holder {
 
 impl Holder {
     fn start(pid: i32) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new("/proc/self/exe")
             .args(["store", &pid.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

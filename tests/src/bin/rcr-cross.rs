@@ -24,8 +24,10 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let root = arguments.root.canonicalize()?;
-    let code = rcr_tests::cross::enter(&root, &arguments.rcr, || {
-        match rcr_tests::cross::run(arguments.only.as_deref()) {
+    let code =
+        rcr_tests::cross::enter(&root, &arguments.rcr, None, || match rcr_tests::cross::run(
+            arguments.only.as_deref(),
+        ) {
             Ok(failed) if failed.is_empty() => 0,
             Ok(failed) => {
                 println!("{} failed", failed.len());
@@ -35,7 +37,6 @@ fn main() -> Result<ExitCode> {
                 eprintln!("{e:#}");
                 1
             }
-        }
-    })?;
+        })?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }

@@ -16,9 +16,9 @@ use direction::Direction;
 pub use world::enter;
 
 /// Where our program is in the root.
-const OURS: &str = "/run/rcr/criu";
+pub const OURS: &str = "/run/rcr/criu";
 /// CRIU itself.
-const THEIRS: &str = "/usr/sbin/criu";
+pub const THEIRS: &str = "/usr/sbin/criu";
 
 /// Runs all of it inside of the root; returns what failed.
 pub fn run(only: Option<&str>) -> Result<Vec<String>> {

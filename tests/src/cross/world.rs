@@ -1,7 +1,7 @@
 //! The root as a world of its own: mounts, processes, network.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,8 +12,14 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, chdir, fork, pivot_root};
 
 /// Runs `inside` as the first process of a world with this root, in which our
-/// program stands as [`super::OURS`]. Returns its exit code.
-pub fn enter(root: &Path, ours: &Path, inside: impl FnOnce() -> i32) -> Result<i32> {
+/// program stands as [`super::OURS`]. It keeps the standard descriptors and
+/// `kept`. Returns its exit code.
+pub fn enter(
+    root: &Path,
+    ours: &Path,
+    kept: Option<BorrowedFd<'_>>,
+    inside: impl FnOnce() -> i32,
+) -> Result<i32> {
     unshare(
         CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWPID
@@ -31,7 +37,7 @@ pub fn enter(root: &Path, ours: &Path, inside: impl FnOnce() -> i32) -> Result<i
             }
         },
         ForkResult::Child => {
-            let code = match furnish(root, ours) {
+            let code = match furnish(root, ours, kept) {
                 Ok(()) => inside(),
                 Err(e) => {
                     eprintln!("{e:#}");
@@ -43,7 +49,7 @@ pub fn enter(root: &Path, ours: &Path, inside: impl FnOnce() -> i32) -> Result<i
     }
 }
 
-fn furnish(root: &Path, ours: &Path) -> Result<()> {
+fn furnish(root: &Path, ours: &Path, kept: Option<BorrowedFd<'_>>) -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("/")?;
     mount(Some(root), root, none, MsFlags::MS_BIND, none).context("root")?;
@@ -79,7 +85,8 @@ fn furnish(root: &Path, ours: &Path) -> Result<()> {
         .write(true)
         .open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
-    close_others(null.as_raw_fd())
+    let kept = kept.map(|fd| fd.as_raw_fd());
+    close_others(&[Some(null.as_raw_fd()), kept])
 }
 
 fn loopback_up() -> Result<()> {
@@ -91,13 +98,16 @@ fn loopback_up() -> Result<()> {
 }
 
 /// Closes what this program was started with, beyond the standard three.
-fn close_others(spared: i32) -> Result<()> {
+fn close_others(spared: &[Option<i32>]) -> Result<()> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let number: i32 = entry?.file_name().to_string_lossy().parse()?;
         numbers.push(number);
     }
-    for n in numbers.into_iter().filter(|&n| n > 2 && n != spared) {
+    for n in numbers
+        .into_iter()
+        .filter(|&n| n > 2 && !spared.contains(&Some(n)))
+    {
         // The listing's own descriptor is among them and gone already.
         let _ = nix::unistd::close(n);
     }

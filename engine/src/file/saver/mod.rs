@@ -28,6 +28,7 @@ use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
 use crate::socket::home::Homes;
 use crate::socket::{tcp, unix};
 use crate::sys::SysError;
+use crate::sys::text;
 use under_way::Holder;
 
 /// Collects the open files of a tree.
@@ -155,7 +156,7 @@ impl FileSaver {
         let dup = sys::pidfd_getfd(task.pidfd, fd as i32).map_err(failed)?;
         let stat = fstat(&dup).map_err(|e| failed(SysError::new("fstat", &object, e)))?;
         let path = format!("/proc/{}/fdinfo/{fd}", task.voice);
-        let text = std::fs::read_to_string(&path).map_err(|e| proc(task, &path, e))?;
+        let text = text::read_string(&path).map_err(|e| proc(task, &path, e))?;
         let info = FdInfo::parse(&text).map_err(|e| proc(task, &path, e))?;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let slot = Slot { pid: task.pid, fd };
