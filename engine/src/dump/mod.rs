@@ -14,7 +14,7 @@ mod settled;
 mod sharing;
 mod thread;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -186,6 +186,16 @@ pub struct JournalStream {
     pub file_id: u32,
 }
 
+/// Mappings with all of this in common are of one file, opened alike.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct MappedFile {
+    /// Device and inode number, as the mappings show them.
+    file: ((u32, u32), u64),
+    name: Vec<u8>,
+    flags: i32,
+    mnt_ns: u32,
+}
+
 /// State of a dump in progress.
 struct Dump<'a> {
     sink: &'a mut dyn ImageSink,
@@ -197,6 +207,8 @@ struct Dump<'a> {
     /// That namespace, by its inode number.
     time_ns: u64,
     files: FileSaver,
+    /// Files behind mappings, as their records are numbered.
+    mapped: HashMap<MappedFile, u32>,
     filters: FilterTable,
     shared: Objects,
     segments: Segments,
@@ -318,6 +330,7 @@ fn dump_whole(
         offsets: offsets_of(frozen)?,
         time_ns: NsIds::of(first_voice(frozen))?.get(NsKind::Time),
         files: FileSaver::new(options.files)?,
+        mapped: HashMap::new(),
         filters: FilterTable::default(),
         shared: Objects::default(),
         segments: Segments::default(),
@@ -364,6 +377,7 @@ fn dump_whole(
         offsets: _,
         time_ns: _,
         mut files,
+        mapped: _,
         filters,
         shared,
         segments,

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 
 use super::settled::{Settled, Workshop};
 use super::thread::dead_leader;
-use super::{Dump, DumpError, DumpOptions, Ready};
+use super::{Dump, DumpError, DumpOptions, MappedFile, Ready};
 use crate::clock::Offsets;
 use crate::ext::{self, RcrTask, RcrTime, VmaName};
 use crate::file::{FileSaver, TaskFiles};
@@ -20,8 +20,8 @@ use crate::memory::heritage::SharedPages;
 use crate::memory::maps::Vma;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
-use crate::namespace::{NsIds, NsKind};
 use crate::memory::{aio, heritage, mm, pages, policy};
+use crate::namespace::{NsIds, NsKind};
 use crate::predump::{self, ranges};
 use crate::remote::{OpId, Program};
 use crate::sys::SysResult;
@@ -289,8 +289,23 @@ impl Dump<'_> {
                 Class::File => {
                     let flags = vma::open_flags(v);
                     fdflags = Some(flags as u32);
-                    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
-                    u64::from(self.path(&task, &link, flags, &v.describe())?)
+                    let key = MappedFile {
+                        file: (v.dev, v.inode),
+                        name: v.name.clone(),
+                        flags,
+                        mnt_ns,
+                    };
+                    let known = self.mapped.get(&key).copied();
+                    let id = match known {
+                        Some(id) => id,
+                        None => {
+                            let link = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
+                            let id = self.path(&task, &link, flags, &v.describe())?;
+                            self.mapped.insert(key, id);
+                            id
+                        }
+                    };
+                    u64::from(id)
                 }
                 _ => 0,
             };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::error::{BuildError, FileError};
@@ -33,8 +34,8 @@ pub struct FileBuilder<'a> {
     source: &'a dyn ImageSource,
     pub(super) env: &'a dyn RestoreEnv,
     saved_realtime: Duration,
-    pub(super) entries: BTreeMap<u32, FileEntry>,
-    pub(super) extras: BTreeMap<u32, RcrFile>,
+    pub(super) entries: BTreeMap<u32, Rc<FileEntry>>,
+    pub(super) extras: BTreeMap<u32, Rc<RcrFile>>,
     opened: BTreeMap<u32, OwnedFd>,
     under_way: BTreeSet<u32>,
     pipes: PipesBack,
@@ -65,7 +66,8 @@ impl<'a> FileBuilder<'a> {
     pub fn new(source: &'a dyn ImageSource, env: &'a dyn RestoreEnv) -> Result<Self, FileError> {
         sys::raise_open_file_limit()?;
         let entries = get_records::<FileEntry>(source, Kind::Files, names::FILES)?;
-        let entries: BTreeMap<u32, FileEntry> = entries.into_iter().map(|e| (e.id, e)).collect();
+        let entries = entries.into_iter().map(|e| (e.id, Rc::new(e)));
+        let entries: BTreeMap<u32, Rc<FileEntry>> = entries.collect();
         let remaps: Vec<RemapFilePathEntry> =
             get_records(source, Kind::RemapFpath, names::REMAP_FPATH)?;
         let mut saved_realtime = Duration::ZERO;
@@ -75,7 +77,7 @@ impl<'a> FileBuilder<'a> {
                 saved_realtime = Duration::from_nanos(head.saved_realtime_ns);
             }
             while let Some(extra) = reader.record::<RcrFile>()? {
-                extras.insert(extra.id, extra);
+                extras.insert(extra.id, Rc::new(extra));
             }
         }
         let dead = Dead::new(entries.values().filter_map(|e| e.pidfd.as_ref()));
@@ -95,7 +97,7 @@ impl<'a> FileBuilder<'a> {
         }
         let ghosts = Revived::new(remaps, |id| {
             let flags = entries.get(&id)?.reg.as_ref()?.flags;
-            Some((flags, extras.get(&id)?))
+            Some((flags, extras.get(&id).map(Rc::as_ref)?))
         });
         Ok(Self {
             source,
@@ -124,7 +126,7 @@ impl<'a> FileBuilder<'a> {
 
     /// A file's record.
     pub fn entry(&self, id: u32) -> Option<&FileEntry> {
-        self.entries.get(&id)
+        self.entries.get(&id).map(Rc::as_ref)
     }
 
     /// The path of a file that was opened by one.
@@ -133,12 +135,13 @@ impl<'a> FileBuilder<'a> {
     }
 
     pub(super) fn extra(&self, id: u32) -> Option<&RcrFile> {
-        self.extras.get(&id)
+        self.extras.get(&id).map(Rc::as_ref)
     }
 
     /// Ids of the streams that led to the journal.
     pub fn journal_streams(&self) -> Vec<u32> {
-        let journal = |e: &&RcrFile| e.socket.as_ref().is_some_and(|s| s.fate() == Fate::Journal);
+        let journal =
+            |e: &&Rc<RcrFile>| e.socket.as_ref().is_some_and(|s| s.fate() == Fate::Journal);
         self.extras.values().filter(journal).map(|e| e.id).collect()
     }
 
@@ -155,7 +158,7 @@ impl<'a> FileBuilder<'a> {
             }
             let made = self.build_at_home(id)?;
             for (id, fd) in made {
-                late::lock_description(self.extras.get(&id), fd.as_fd())?;
+                late::lock_description(self.extras.get(&id).map(Rc::as_ref), fd.as_fd())?;
                 self.opened.insert(id, fd);
             }
             self.under_way.remove(&id);
@@ -178,7 +181,7 @@ impl<'a> FileBuilder<'a> {
     pub fn without_network(&mut self) -> Result<(), FileError> {
         let sockets = self.entries.values().filter_map(|e| {
             let isk = e.isk.as_ref()?;
-            let extra = self.extras.get(&e.id);
+            let extra = self.extras.get(&e.id).map(Rc::as_ref);
             let closed = extra
                 .and_then(|x| x.socket.as_ref())
                 .is_some_and(|s| s.fate() == Fate::Closed);
@@ -210,7 +213,8 @@ impl<'a> FileBuilder<'a> {
             .values()
             .flat_map(|e| e.watched.iter().filter_map(|w| w.file))
             .collect();
-        let keep = |id: &u32| targets.contains(id) || self.entries.get(id).is_some_and(watching);
+        let keep =
+            |id: &u32| targets.contains(id) || self.entries.get(id).is_some_and(|e| watching(e));
         self.opened.retain(|id, _| keep(id));
         self.pipes = PipesBack::default();
         self.memfds = MemfdsBack::default();
@@ -228,7 +232,7 @@ impl<'a> FileBuilder<'a> {
     }
 
     fn watch_again(&self, entry: &FileEntry, fd: BorrowedFd<'_>) -> Result<(), BuildError> {
-        let Some(extra) = self.extras.get(&entry.id) else {
+        let Some(extra) = self.extras.get(&entry.id).map(Rc::as_ref) else {
             return Ok(());
         };
         let target = |i: usize| self.watched(extra, i);
@@ -274,7 +278,7 @@ impl<'a> FileBuilder<'a> {
 
     /// Makes the file while we are in the network namespace it belongs to.
     fn build_at_home(&mut self, id: u32) -> Result<Vec<(u32, OwnedFd)>, FileError> {
-        let Some(net) = self.extras.get(&id).and_then(|e| e.net_ns) else {
+        let Some(net) = self.extras.get(&id).map(Rc::as_ref).and_then(|e| e.net_ns) else {
             return self.build(id);
         };
         let failed = |what: String, source: std::io::Error| FileError::Build {
@@ -318,7 +322,7 @@ impl<'a> FileBuilder<'a> {
     }
 
     fn build_single(&mut self, entry: &FileEntry) -> Result<OwnedFd, BuildError> {
-        let extra = self.extras.get(&entry.id);
+        let extra = self.extras.get(&entry.id).map(Rc::as_ref);
         let incomplete = || BuildError::Images(format!("a {:?} without its part", entry.r#type()));
         let (fd, flags) = match entry.r#type() {
             FdTypes::Reg => {
@@ -333,7 +337,7 @@ impl<'a> FileBuilder<'a> {
                 let flags = extra.and_then(|e| e.fifo_flags).ok_or_else(incomplete)?;
                 let path = fifo.regf_id.and_then(|id| self.entries.get(&id));
                 let reg = path.and_then(|e| e.reg.clone()).ok_or_else(incomplete)?;
-                let path_extra = self.extras.get(&reg.id);
+                let path_extra = self.extras.get(&reg.id).map(Rc::as_ref);
                 let (env, source) = (self.env, self.source);
                 let ghosts = &mut self.ghosts;
                 return self.pipes.open_fifo(&fifo, flags, || {
@@ -425,7 +429,7 @@ impl<'a> FileBuilder<'a> {
     }
 
     fn open_path(&mut self, reg: &RegFileEntry) -> Result<OwnedFd, BuildError> {
-        let extra = self.extras.get(&reg.id);
+        let extra = self.extras.get(&reg.id).map(Rc::as_ref);
         let root = root(self.env, extra)?;
         match self.ghosts.remaps.get(&reg.id).copied() {
             Some(ghost) => self.ghosts.open(ghost, reg, root, self.source),
@@ -434,7 +438,11 @@ impl<'a> FileBuilder<'a> {
     }
 
     fn build_unix(&mut self, usk: &UnixSkEntry) -> Result<Vec<(u32, OwnedFd)>, FileError> {
-        let waits_at = self.extras.get(&usk.id).and_then(|e| e.socket.as_ref());
+        let waits_at = self
+            .extras
+            .get(&usk.id)
+            .map(Rc::as_ref)
+            .and_then(|e| e.socket.as_ref());
         if let Some(listener) = waits_at.and_then(|s| s.pending_on) {
             return self.build_pending(listener);
         }
@@ -450,7 +458,7 @@ impl<'a> FileBuilder<'a> {
         };
         let me = Record {
             usk,
-            extra: self.extras.get(&usk.id),
+            extra: self.extras.get(&usk.id).map(Rc::as_ref),
         };
         let my_root = root(self.env, me.extra).map_err(wrap)?;
         if me.more().fate() == Fate::Journal {
@@ -476,7 +484,7 @@ impl<'a> FileBuilder<'a> {
         };
         let peer = Record {
             usk: &peer_usk,
-            extra: self.extras.get(&peer_usk.id),
+            extra: self.extras.get(&peer_usk.id).map(Rc::as_ref),
         };
         let peer_root = root(self.env, peer.extra).map_err(wrap)?;
         if peer.more().peer_id != Some(usk.id) {
@@ -485,11 +493,11 @@ impl<'a> FileBuilder<'a> {
             self.open(peer_id)?;
             let me = Record {
                 usk: &usk,
-                extra: self.extras.get(&usk.id),
+                extra: self.extras.get(&usk.id).map(Rc::as_ref),
             };
             let peer = Record {
                 usk: &peer_usk,
-                extra: self.extras.get(&peer_id),
+                extra: self.extras.get(&peer_id).map(Rc::as_ref),
             };
             let fd = unix_back::sender(me, peer, roots, &self.queues, &mut self.later).map_err(
                 |source| FileError::Build {
@@ -517,7 +525,7 @@ impl<'a> FileBuilder<'a> {
             Some((
                 Record {
                     usk,
-                    extra: self.extras.get(&l),
+                    extra: self.extras.get(&l).map(Rc::as_ref),
                 },
                 self.opened.get(&l)?.as_fd(),
             ))
@@ -557,7 +565,7 @@ impl<'a> FileBuilder<'a> {
                 let missing = || BuildError::Images("a listener is missing".into());
                 let record = |id: u32| {
                     let usk = self.entries.get(&id)?.usk.as_ref()?;
-                    let extra = self.extras.get(&id);
+                    let extra = self.extras.get(&id).map(Rc::as_ref);
                     Some(Record { usk, extra })
                 };
                 let me = record(id).ok_or_else(missing)?;
@@ -632,7 +640,7 @@ impl<'a> FileBuilder<'a> {
             };
             let from = opened(&from)?.as_fd();
             let usk = self.entries.get(&id).and_then(|e| e.usk.as_ref());
-            let extra = self.extras.get(&id);
+            let extra = self.extras.get(&id).map(Rc::as_ref);
             let to = Record {
                 usk: usk.ok_or_else(lost)?,
                 extra,
@@ -649,10 +657,10 @@ impl<'a> FileBuilder<'a> {
 
     /// The listening socket through which a connection's accepted end came.
     fn accepting_listener(&self, usk: &UnixSkEntry) -> Option<u32> {
-        let more = self.extras.get(&usk.id)?.socket.as_ref()?;
+        let more = self.extras.get(&usk.id).map(Rc::as_ref)?.socket.as_ref()?;
         let peer = more
             .peer_id
-            .and_then(|p| self.extras.get(&p)?.socket.as_ref());
+            .and_then(|p| self.extras.get(&p).map(Rc::as_ref)?.socket.as_ref());
         more.accepted_by.or_else(|| peer?.accepted_by)
     }
 }

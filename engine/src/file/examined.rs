@@ -60,8 +60,9 @@ impl Examined<'_> {
 /// A file's record and our additions to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Saved {
-    pub entry: FileEntry,
-    pub extra: RcrFile,
+    // Large: room for one message of each kind.
+    pub entry: Box<FileEntry>,
+    pub extra: Box<RcrFile>,
     /// For messages: where it was first found.
     pub found: Found,
 }
@@ -85,11 +86,11 @@ impl Saved {
             ..FileEntry::default()
         };
         Self {
-            entry,
-            extra: RcrFile {
+            entry: Box::new(entry),
+            extra: Box::new(RcrFile {
                 id,
                 ..RcrFile::default()
-            },
+            }),
             found,
         }
     }

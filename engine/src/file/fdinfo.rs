@@ -12,6 +12,8 @@ pub(crate) struct FdInfo {
     /// `O_*`, O_CLOEXEC included.
     pub flags: u32,
     pub eventfd_count: Option<u64>,
+    /// What no other event counter has; since Linux 5.2.
+    pub eventfd_id: Option<u64>,
     /// Since Linux 6.5.
     pub eventfd_semaphore: Option<bool>,
     pub sigmask: Option<u64>,
@@ -94,6 +96,7 @@ impl FdInfo {
             "pos" => self.pos = value.parse().ok()?,
             "flags" => self.flags = u32::from_str_radix(value, 8).ok()?,
             "eventfd-count" => self.eventfd_count = Some(hex(value)?),
+            "eventfd-id" => self.eventfd_id = Some(value.parse().ok()?),
             "eventfd-semaphore" => self.eventfd_semaphore = Some(value != "0"),
             "sigmask" => self.sigmask = Some(hex(value)?),
             "clockid" => self.timer().clock = value.parse().ok()?,

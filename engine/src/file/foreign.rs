@@ -35,7 +35,7 @@ impl FileBuilder<'_> {
                 if self.extras.contains_key(&slot.id) {
                     continue;
                 }
-                let socket = match entry {
+                let socket = match entry.as_ref() {
                     FileEntry { usk: Some(u), .. } => Some(unix(u, &sockets, &listeners)),
                     FileEntry { isk: Some(i), .. } => Some(inet(i)),
                     _ => None,
@@ -53,7 +53,7 @@ impl FileBuilder<'_> {
                     socket,
                     ..RcrFile::default()
                 };
-                self.extras.insert(slot.id, extra);
+                self.extras.insert(slot.id, std::rc::Rc::new(extra));
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 
@@ -227,15 +228,16 @@ impl FileBuilder<'_> {
     }
 
     /// The files of `table` that task `pid` looks after, each once.
-    fn duties(&self, pid: i32, table: &[FdinfoEntry]) -> Vec<(u32, FileEntry, RcrFile)> {
+    fn duties(&self, pid: i32, table: &[FdinfoEntry]) -> Vec<(u32, Rc<FileEntry>, Rc<RcrFile>)> {
         let mut seen = BTreeSet::new();
         let mut duties = Vec::new();
         for slot in table {
-            let extra = self.extra(slot.id).filter(|e| e.late_pid == Some(pid));
-            if let (Some(extra), Some(entry)) = (extra, self.entry(slot.id))
+            let extra = self.extras.get(&slot.id);
+            let extra = extra.filter(|e| e.late_pid == Some(pid));
+            if let (Some(extra), Some(entry)) = (extra, self.entries.get(&slot.id))
                 && seen.insert(slot.id)
             {
-                duties.push((slot.fd, entry.clone(), extra.clone()));
+                duties.push((slot.fd, Rc::clone(entry), Rc::clone(extra)));
             }
         }
         duties

@@ -206,6 +206,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
         };
         let processes = tree.scan().map_err(io_error)?;
         let mut grown = false;
+        let (mut stopping, mut failed) = (Vec::new(), None);
         for p in processes.iter().filter(|p| !p.is_zombie()) {
             let Ok(tids) = list_tids(p.pid) else { continue };
             for tid in tids {
@@ -217,10 +218,23 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
                     dead.insert(tid);
                     continue;
                 }
-                if let Some(signal) = seize_and_stop(tid, p, &mut frozen.traced)? {
-                    stop_signals.insert(p.pid, signal);
+                match seize(tid, p, &mut frozen.traced) {
+                    Ok(true) => stopping.push((tid, p)),
+                    Ok(false) => {}
+                    Err(e) => failed = failed.or(Some(e)),
                 }
             }
+        }
+        // Also after a failure: nobody can be let go before it has stopped.
+        for (tid, p) in stopping {
+            match await_stop(tid, p, &mut frozen.traced) {
+                Ok(Some(signal)) => drop(stop_signals.insert(p.pid, signal)),
+                Ok(None) => {}
+                Err(e) => failed = failed.or(Some(e)),
+            }
+        }
+        if let Some(e) = failed {
+            return Err(e);
         }
         if !grown {
             frozen.forget_strangers(&processes);
@@ -244,19 +258,15 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
     Ok(frozen)
 }
 
-/// Returns the job-control signal the task was stopped by, if any.
-fn seize_and_stop(
-    tid: i32,
-    process: &Process,
-    traced: &mut BTreeSet<i32>,
-) -> Result<Option<i32>, FreezeError> {
+/// Attaches to a task and asks it to stop; whether it was there.
+fn seize(tid: i32, process: &Process, traced: &mut BTreeSet<i32>) -> Result<bool, FreezeError> {
     match ptrace::seize(tid, ptrace::O_SUSPEND_SECCOMP) {
         Ok(()) => {
             traced.insert(tid);
         }
-        Err(e) if e.errno == nix::errno::Errno::ESRCH => return Ok(None),
+        Err(e) if e.errno == nix::errno::Errno::ESRCH => return Ok(false),
         // It ended meanwhile.
-        Err(_) if thread_is_dead(process.pid, tid) => return Ok(None),
+        Err(_) if thread_is_dead(process.pid, tid) => return Ok(false),
         Err(e) => {
             let tracer = tracer_of(tid);
             if tracer != 0 {
@@ -267,9 +277,18 @@ fn seize_and_stop(
     }
     match ptrace::interrupt(tid) {
         // It ended meanwhile: the wait tells.
-        Err(e) if e.errno != nix::errno::Errno::ESRCH => return Err(e.into()),
-        _ => {}
+        Err(e) if e.errno != nix::errno::Errno::ESRCH => Err(e.into()),
+        _ => Ok(true),
     }
+}
+
+/// Waits until a task that was asked to has stopped. Returns the job-control
+/// signal it was stopped by before, if any.
+fn await_stop(
+    tid: i32,
+    process: &Process,
+    traced: &mut BTreeSet<i32>,
+) -> Result<Option<i32>, FreezeError> {
     let mut stopped_by = None;
     loop {
         match wait_bounded(tid, process)? {

@@ -1,11 +1,43 @@
 //! Files as memory.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Smaller files are cheaper to read than to map.
+const READ_MAX: usize = 64 << 10;
+
+/// The bytes of a file.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// As they were when it was opened.
+    Read(Vec<u8>),
+    /// Mapped.
+    Mapped(Mapping),
+}
+
+impl Content {
+    /// Gives the first `len` bytes of `file`, which must have them.
+    pub(super) fn of(file: &mut File, len: usize) -> io::Result<Self> {
+        if len > READ_MAX {
+            let mapping = Mapping::new(file, len, ProtFlags::PROT_READ)?;
+            return Ok(Self::Mapped(mapping));
+        }
+        let mut bytes = vec![0; len];
+        file.read_exact(&mut bytes)?;
+        Ok(Self::Read(bytes))
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Mapped(mapping) => mapping.bytes(),
+        }
+    }
+}
 
 /// A shared mapping of a whole file.
 #[derive(Debug)]

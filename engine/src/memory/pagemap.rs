@@ -25,6 +25,8 @@ const EXCLUSIVE: u64 = 1 << 56;
 const PLACE: u64 = (1 << 55) - 1;
 /// Entries read at once.
 const WINDOW: u64 = 8192;
+/// So many entries between two ranges are read as well rather than left out.
+const GAP: u64 = 64;
 
 /// What was found in an address space: ascending, also across mappings.
 #[derive(Debug, Default)]
@@ -113,12 +115,18 @@ impl Pagemap {
     fn entries(&self, ranges: &[Range<u64>], mut each: impl FnMut(u64, u64)) -> io::Result<()> {
         let mut buf = vec![0u8; WINDOW as usize * 8];
         let mut window = 0..0;
-        for r in ranges {
+        for (i, r) in ranges.iter().enumerate() {
             let mut at = r.start;
             while at < r.end {
                 if !window.contains(&at) {
-                    let last = ranges.last().map_or(at, |r| r.end);
-                    window = at..(at + WINDOW * PAGE).min(last);
+                    let mut end = r.end;
+                    for next in &ranges[i + 1..] {
+                        if next.start > end + GAP * PAGE || end > at + WINDOW * PAGE {
+                            break;
+                        }
+                        end = next.end;
+                    }
+                    window = at..(at + WINDOW * PAGE).min(end);
                     let len = ((window.end - at) / PAGE * 8) as usize;
                     self.0.read_exact_at(&mut buf[..len], at / PAGE * 8)?;
                 }

@@ -8,7 +8,7 @@ use crate::sys::process::{Span, read_memory, tkill, write_memory};
 use crate::sys::ptrace::{self, RawSiginfo, Regs, Stop};
 use crate::sys::{SysError, SysResult};
 
-use super::program::{Arg, OnError, OpId, Outcome, Program};
+use super::program::{Arg, OnError, Op, OpId, Outcome, Program};
 
 /// Bytes at the start of an arena that hold the interpreter.
 const CODE_BYTES: u64 = 4096;
@@ -210,55 +210,29 @@ impl Tracee {
                 have,
             });
         }
-        if !program.data.is_empty() {
-            let mut data = program.data.clone();
-            for &(at, target) in &program.pointers {
-                let address = data_at + target as u64;
-                data[at..at + 8].copy_from_slice(&address.to_le_bytes());
-            }
-            write_memory(
-                self.tid,
-                &[Span {
-                    start: data_at,
-                    len: data.len(),
-                }],
-                &data,
-            )?;
-        }
+        let mut data = data_of(program, data_at);
         let regs = ptrace::get_regs(self.tid)?;
         let mut results: Vec<i64> = Vec::with_capacity(program.ops.len());
+        if program.ops.is_empty() {
+            let outcome = Outcome {
+                results,
+                data: program.data.clone(),
+            };
+            return Ok((outcome, births));
+        }
         for chunk in program.ops.chunks(room - 1) {
             let first = results.len();
-            let mut table = Vec::with_capacity((chunk.len() + 1) * ENTRY_BYTES);
-            for op in chunk {
-                let mut entry = Entry {
-                    nr: op.nr,
-                    args: [0; 6],
-                    control: 0,
-                    result: 0,
-                };
-                for (i, arg) in op.args.iter().enumerate() {
-                    entry.args[i] = match *arg {
-                        Arg::Imm(v) => v,
-                        Arg::Data(d) => data_at + d.offset as u64,
-                        Arg::Result(OpId(n)) if n < first => results[n] as u64,
-                        Arg::Result(OpId(n)) => {
-                            entry.control |= 1 << i;
-                            table_at + ((n - first) * ENTRY_BYTES + Entry::RESULT_OFFSET) as u64
-                        }
-                    };
-                }
-                if op.on_error == OnError::Stop {
-                    entry.control |= STOP_ON_ERROR;
-                }
-                table.extend_from_slice(&entry.to_bytes());
-            }
-            table.extend_from_slice(&Entry::END.to_bytes());
-            let span = Span {
-                start: table_at,
-                len: table.len(),
+            let mut table = table_of(chunk, first, &results, data_at, table_at);
+            // The data lies in front of the table: both go with one call, there
+            // with the first table, back with the last.
+            let (is_first, is_last) = (first == 0, first + chunk.len() == program.ops.len());
+            let whole = |with_data: bool, table: &[u8], data: &[u8]| match with_data {
+                true => (data_at, [data, table].concat()),
+                false => (table_at, table.to_vec()),
             };
-            write_memory(self.tid, &[span], &table)?;
+            let (start, bytes) = whole(is_first, &table, &data);
+            let len = bytes.len();
+            write_memory(self.tid, &[Span { start, len }], &bytes)?;
             ptrace::set_regs(
                 self.tid,
                 &arch::point_at(&regs, arena.base, table_at, arena.frame()),
@@ -266,32 +240,21 @@ impl Tracee {
             self.go(arena, &mut births)?;
 
             let stopped_at = (ptrace::get_regs(self.tid)?.r12 - table_at) as usize / ENTRY_BYTES;
-            read_memory(self.tid, &[span], &mut table)?;
-            for entry in table
-                .chunks_exact(ENTRY_BYTES)
-                .take(chunk.len().min(stopped_at + 1))
-            {
-                let at = Entry::RESULT_OFFSET;
-                results.push(i64::from_le_bytes(
-                    entry[at..at + 8].try_into().expect("8 bytes"),
-                ));
+            let (start, mut bytes) = whole(is_last, &table, &data);
+            let len = bytes.len();
+            read_memory(self.tid, &[Span { start, len }], &mut bytes)?;
+            let (got, entries) = bytes.split_at(len - table.len());
+            if is_last {
+                data.copy_from_slice(got);
             }
+            table.copy_from_slice(entries);
+            results.extend(results_in(&table).take(chunk.len().min(stopped_at + 1)));
             if stopped_at < chunk.len() {
                 let op = &chunk[stopped_at];
                 return Err(self.failed(&op.what, results[first + stopped_at]));
             }
         }
-        let mut data = vec![0; program.data.len()];
-        if !data.is_empty() {
-            read_memory(
-                self.tid,
-                &[Span {
-                    start: data_at,
-                    len: data.len(),
-                }],
-                &mut data,
-            )?;
-        }
+        data.truncate(program.data.len());
         Ok((Outcome { results, data }, births))
     }
 
@@ -395,6 +358,61 @@ fn word(info: &RawSiginfo, at: usize) -> i32 {
 /// Whether a signal comes from the interpreter.
 fn is_ours(info: &RawSiginfo) -> bool {
     word(info, 8) == arch::DONE_CODE && word(info, 16) == arch::DONE_SENDER
+}
+
+/// The program's data with addresses for pointers, its length a multiple of 8.
+fn data_of(program: &Program, data_at: u64) -> Vec<u8> {
+    let mut data = program.data.clone();
+    for &(at, target) in &program.pointers {
+        let address = data_at + target as u64;
+        data[at..at + 8].copy_from_slice(&address.to_le_bytes());
+    }
+    data.resize(data.len().next_multiple_of(8), 0);
+    data
+}
+
+/// The table for calls of a program, the first of which is its `first`;
+/// `results` are those of the calls before.
+fn table_of(
+    ops: &[Op],
+    first: usize,
+    results: &[i64],
+    data_at: u64,
+    table_at: u64,
+) -> Vec<u8> {
+    let mut table = Vec::with_capacity((ops.len() + 1) * ENTRY_BYTES);
+    for op in ops {
+        let mut entry = Entry {
+            nr: op.nr,
+            args: [0; 6],
+            control: 0,
+            result: 0,
+        };
+        for (i, arg) in op.args.iter().enumerate() {
+            entry.args[i] = match *arg {
+                Arg::Imm(v) => v,
+                Arg::Data(d) => data_at + d.offset as u64,
+                Arg::Result(OpId(n)) if n < first => results[n] as u64,
+                Arg::Result(OpId(n)) => {
+                    entry.control |= 1 << i;
+                    table_at + ((n - first) * ENTRY_BYTES + Entry::RESULT_OFFSET) as u64
+                }
+            };
+        }
+        if op.on_error == OnError::Stop {
+            entry.control |= STOP_ON_ERROR;
+        }
+        table.extend_from_slice(&entry.to_bytes());
+    }
+    table.extend_from_slice(&Entry::END.to_bytes());
+    table
+}
+
+fn results_in(table: &[u8]) -> impl Iterator<Item = i64> + '_ {
+    table.chunks_exact(ENTRY_BYTES).map(|entry| {
+        let at = Entry::RESULT_OFFSET;
+        i64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes"))
+    })
 }
 
 /// Writes into memory that is not writable for the task itself.

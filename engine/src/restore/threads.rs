@@ -77,10 +77,6 @@ impl Step<'_, '_> {
             if t.core.seccomp_mode == Some(SeccompMode::Strict as i32) {
                 seccomp::restore_strict(&mut prog);
             }
-            Tracee { tid: t.tid }.run(birth.arena, &prog)?;
-        }
-        for t in &live.threads {
-            let mut prog = Program::new();
             if let Some(c) = &t.core.creds {
                 creds::restore_caps(&mut prog, c);
             }

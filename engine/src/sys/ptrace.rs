@@ -2,6 +2,7 @@
 //!
 //! All requests must come from the thread that seized the task.
 
+use std::cell::RefCell;
 use std::mem::{size_of, zeroed};
 
 use nix::errno::Errno;
@@ -135,21 +136,24 @@ pub fn set_regs(tid: i32, regs: &Regs) -> SysResult<()> {
 
 /// Reads the whole XSAVE area in the kernel's user layout (`NT_X86_XSTATE`).
 pub fn get_xstate(tid: i32) -> SysResult<Vec<u8>> {
-    // AMX makes the area about 11 KiB; the kernel writes no more than we offer.
-    let mut buf = vec![0u8; 64 << 10];
-    let mut iov = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
-    request(
-        libc::PTRACE_GETREGSET,
-        "PTRACE_GETREGSET(NT_X86_XSTATE)",
-        tid,
-        NT_X86_XSTATE,
-        &raw mut iov as usize,
-    )?;
-    buf.truncate(iov.iov_len);
-    Ok(buf)
+    thread_local! {
+        // AMX makes the area about 11 KiB; the kernel writes no more than we offer.
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 << 10]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut iov = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        request(
+            libc::PTRACE_GETREGSET,
+            "PTRACE_GETREGSET(NT_X86_XSTATE)",
+            tid,
+            NT_X86_XSTATE,
+            &raw mut iov as usize,
+        )?;
+        Ok(buffer[..iov.iov_len].to_vec())
+    })
 }
 
 /// Writes the XSAVE area.

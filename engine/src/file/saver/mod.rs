@@ -15,7 +15,7 @@ use super::error::FileError;
 use super::examined::{Examined, Found, Saved};
 use super::fdinfo::FdInfo;
 use super::ghost::Ghosts;
-use super::identity::{Descriptions, Slot};
+use super::identity::{Descriptions, Key, Slot};
 use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
@@ -161,7 +161,11 @@ impl FileSaver {
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let slot = Slot { pid: task.pid, fd };
         let inode = (stat.st_dev, stat.st_ino);
-        let id = match self.descriptions.find(inode, dup.as_fd()).map_err(failed)? {
+        let key = Key {
+            inode,
+            eventfd: info.eventfd_id,
+        };
+        let id = match self.descriptions.find(key, dup.as_fd()).map_err(failed)? {
             Some(id) => {
                 self.descriptions.add_slot(id, slot);
                 id
@@ -184,7 +188,7 @@ impl FileSaver {
                     return Ok(None);
                 };
                 self.descriptions
-                    .insert(inode, dup, id, slot)
+                    .insert(key, dup, id, slot)
                     .map_err(failed)?;
                 id
             }
@@ -288,7 +292,7 @@ impl FileSaver {
 
     /// The records so far, by id.
     pub fn entry(&self, id: u32) -> Option<&FileEntry> {
-        self.files.get(&id).map(|s| &s.entry)
+        self.files.get(&id).map(|s| s.entry.as_ref())
     }
 
     /// Names tasks as the images do, once everything else is settled.
@@ -331,14 +335,14 @@ impl FileSaver {
             saved_realtime_ns: self.saved_realtime_ns,
         });
         for saved in self.files.values() {
-            files.record(&saved.entry);
-            if saved.extra
+            files.record(saved.entry.as_ref());
+            if *saved.extra
                 != (RcrFile {
                     id: saved.entry.id,
                     ..RcrFile::default()
                 })
             {
-                more.record(&saved.extra);
+                more.record(saved.extra.as_ref());
             }
         }
         put_image(sink, names::FILES, &files.finish())?;

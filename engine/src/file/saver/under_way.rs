@@ -8,6 +8,7 @@ use nix::sys::stat::fstat;
 use super::super::error::{Stop, refuse};
 use super::super::examined::Examined;
 use super::super::fdinfo::FdInfo;
+use super::super::identity::Key;
 use super::{FileError, FileSaver, UnixPolicy, found};
 use crate::file::{Fate, TaskFiles};
 use crate::socket::unix::{LISTEN, is_removed};
@@ -133,9 +134,6 @@ impl FileSaver {
     ) -> Result<Result<Option<u32>, Stop>, FileError> {
         let stat = fstat(&fd).map_err(|e| SysError::new("fstat", "descriptor under way", e))?;
         let inode = (stat.st_dev, stat.st_ino);
-        if let Some(id) = self.descriptions.find(inode, fd.as_fd())? {
-            return Ok(Ok(Some(id)));
-        }
         let Some(holder) = self.holder_of(socket).cloned() else {
             return Ok(Ok(None));
         };
@@ -150,6 +148,13 @@ impl FileSaver {
             path: "descriptor under way".into(),
             what: e.to_string(),
         })?;
+        let key = Key {
+            inode,
+            eventfd: info.eventfd_id,
+        };
+        if let Some(id) = self.descriptions.find(key, fd.as_fd())? {
+            return Ok(Ok(Some(id)));
+        }
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let link = link.map_err(failed)?.to_string_lossy().into_owned();
         let pidfd = pidfd_open(holder.voice)?;
@@ -185,7 +190,7 @@ impl FileSaver {
                 "try again when it has arrived",
             ));
         }
-        self.descriptions.insert_unheld(inode, fd, id)?;
+        self.descriptions.insert_unheld(key, fd, id)?;
         Ok(Ok(Some(id)))
     }
 

@@ -408,7 +408,7 @@ fn terminals(files: &BTreeMap<u32, Saved>) -> impl Iterator<Item = (u32, &RcrTer
 }
 
 fn set_info(files: &mut BTreeMap<u32, Saved>, id: u32, info: u32) {
-    let entry: Option<&mut FileEntry> = files.get_mut(&id).map(|s| &mut s.entry);
+    let entry: Option<&mut FileEntry> = files.get_mut(&id).map(|s| s.entry.as_mut());
     if let Some(tty) = entry.and_then(|e| e.tty.as_mut()) {
         tty.tty_info_id = info;
     }
