@@ -9,6 +9,7 @@ pub mod maps;
 pub mod mm;
 pub mod pagemap;
 pub mod pages;
+mod parallel;
 pub mod policy;
 pub mod shmem;
 pub mod sysv;

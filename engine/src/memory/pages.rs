@@ -13,10 +13,11 @@ use crate::image::{
     get_reader, names,
 };
 use crate::predump::ranges;
-use crate::sys::process::{Span, read_memory, write_parts};
+use crate::sys::process::Span;
 
 use super::MemoryError;
 use super::pagemap::{PAGE, Pagemap};
+use super::parallel;
 use super::vma::{has_own_pages, is_special, status};
 
 /// `PE_PRESENT` of [`PagemapEntry::flags`].
@@ -243,7 +244,7 @@ fn read_plain<'b>(
     buf: &'b mut [u8],
 ) -> Result<&'b mut [u8], MemoryError> {
     let (here, rest) = buf.split_at_mut(spans.iter().map(|s| s.len).sum());
-    read_memory(pid, spans, here)?;
+    parallel::read(pid, spans, here)?;
     spans.clear();
     Ok(rest)
 }
@@ -439,5 +440,5 @@ impl<'a> Saved<'a> {
 /// Writes pages into a target whose mappings stand and are writable.
 pub fn write(pid: i32, pieces: &[Piece<'_>]) -> Result<(), MemoryError> {
     let parts: Vec<(u64, &[u8])> = pieces.iter().map(|p| (p.start, p.bytes)).collect();
-    Ok(write_parts(pid, &parts)?)
+    Ok(parallel::write(pid, &parts)?)
 }

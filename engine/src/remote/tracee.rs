@@ -373,13 +373,7 @@ fn data_of(program: &Program, data_at: u64) -> Vec<u8> {
 
 /// The table for calls of a program, the first of which is its `first`;
 /// `results` are those of the calls before.
-fn table_of(
-    ops: &[Op],
-    first: usize,
-    results: &[i64],
-    data_at: u64,
-    table_at: u64,
-) -> Vec<u8> {
+fn table_of(ops: &[Op], first: usize, results: &[i64], data_at: u64, table_at: u64) -> Vec<u8> {
     let mut table = Vec::with_capacity((ops.len() + 1) * ENTRY_BYTES);
     for op in ops {
         let mut entry = Entry {
