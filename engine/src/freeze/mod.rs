@@ -206,9 +206,9 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
         };
         let processes = tree.scan().map_err(io_error)?;
         let mut grown = false;
-        let (mut stopping, mut failed) = (Vec::new(), None);
         for p in processes.iter().filter(|p| !p.is_zombie()) {
             let Ok(tids) = list_tids(p.pid) else { continue };
+            let (mut stopping, mut failed) = (Vec::new(), None);
             for tid in tids {
                 if frozen.traced.contains(&tid) || dead.contains(&tid) {
                     continue;
@@ -219,22 +219,23 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
                     continue;
                 }
                 match seize(tid, p, &mut frozen.traced) {
-                    Ok(true) => stopping.push((tid, p)),
+                    Ok(true) => stopping.push(tid),
                     Ok(false) => {}
                     Err(e) => failed = failed.or(Some(e)),
                 }
             }
-        }
-        // Also after a failure: nobody can be let go before it has stopped.
-        for (tid, p) in stopping {
-            match await_stop(tid, p, &mut frozen.traced) {
-                Ok(Some(signal)) => drop(stop_signals.insert(p.pid, signal)),
-                Ok(None) => {}
-                Err(e) => failed = failed.or(Some(e)),
+            // Before its children are stopped: it may wait for one in vfork(2).
+            // Also after a failure: nobody can be let go before it has stopped.
+            for tid in stopping {
+                match await_stop(tid, p, &mut frozen.traced) {
+                    Ok(Some(signal)) => drop(stop_signals.insert(p.pid, signal)),
+                    Ok(None) => {}
+                    Err(e) => failed = failed.or(Some(e)),
+                }
             }
-        }
-        if let Some(e) = failed {
-            return Err(e);
+            if let Some(e) = failed {
+                return Err(e);
+            }
         }
         if !grown {
             frozen.forget_strangers(&processes);

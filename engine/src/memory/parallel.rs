@@ -13,7 +13,7 @@ const THREADS_MAX: usize = 4;
 /// Less than this for each is not worth a thread.
 const SHARE_MIN: usize = 8 << 20;
 /// How often the processor is left to a thread that ends.
-const YIELDS_MAX: usize = 10_000;
+const YIELDS_MAX: usize = 100;
 
 /// Where bytes go, and they.
 type Part<'a> = (u64, &'a [u8]);
