@@ -29,8 +29,8 @@ mod view;
 pub use cgroup::check_cgroup;
 pub use error::NamespaceError;
 pub use ids::{
-    NsIds, NsKind, Owner, Remembered, check_namespaces, comm, inode_of, mount_owner, open_cgroup, open_ipc,
-    open_net, owner_of, uts_owner,
+    NsIds, NsKind, Owner, Remembered, check_namespaces, comm, inode_of, mount_owner, open_cgroup,
+    open_ipc, open_net, owner_of, uts_owner,
 };
 pub use ipc::{IpcNamespace, build_ipc, foreign_segments, save_ipc};
 pub use mnt::{
