@@ -24,8 +24,9 @@ pub struct Loaded {
     pub(super) services: Vec<Service>,
     /// `uname -r` of it.
     pub(super) release: String,
-    pub(super) shield: Shield,
+    // Before the shield, at whose end systemd looks at all files anew.
     pub(super) gate: Gate,
+    pub(super) shield: Shield,
     // Unloaded before the region it names goes.
     pub(super) image: LoadedImage,
     pub(super) region: HugeRegion,
