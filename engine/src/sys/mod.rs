@@ -5,7 +5,9 @@
 
 pub mod guard;
 pub mod keeper;
+pub mod kernel;
 pub mod map;
+pub mod mqueue;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;
