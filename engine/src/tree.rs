@@ -151,10 +151,20 @@ pub(crate) fn thread_is_dead(pid: i32, tid: i32) -> bool {
     Stat::parse(&stat).is_none_or(|s| matches!(s.state, 'Z' | 'X'))
 }
 
+/// Whether a thread is the kernel's own and only counted to the process: a
+/// worker of io_uring.
+fn is_kernels(pid: i32, tid: i32) -> bool {
+    /// `PF_IO_WORKER` and `PF_USER_WORKER` (linux/sched.h).
+    const WORKER: u64 = 0x10 | 0x4000;
+    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    Stat::parse(&stat).is_some_and(|s| s.number(9) & WORKER != 0)
+}
+
 /// Thread ids of a process, the leader first.
 pub fn list_tids(pid: i32) -> io::Result<Vec<i32>> {
     let mut tids: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))?
         .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&tid| tid == pid || !is_kernels(pid, tid))
         .collect();
     tids.sort_by_key(|&t| (t != pid, t));
     Ok(tids)

@@ -159,6 +159,12 @@ fn mapped_files(
     vmas: &[Vma],
 ) -> Result<(), DumpError> {
     use std::os::unix::fs::OpenOptionsExt;
+    for v in vmas
+        .iter()
+        .filter(|v| vma::classify(v) == Ok(Class::Descriptor))
+    {
+        files.mapped(task, v.file_inode(), &v.describe());
+    }
     for v in vmas.iter().filter(|v| vma::classify(v) == Ok(Class::File)) {
         let link = format!("/proc/{}/map_files/{:x}-{:x}", task.voice, v.start, v.end);
         let open = std::fs::OpenOptions::new()

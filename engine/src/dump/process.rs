@@ -286,6 +286,10 @@ impl Dump<'_> {
                     self.segments.note(v)?;
                     self.shared.note(pid, v)?
                 }
+                Class::Descriptor => {
+                    let id = self.files.mapped(&task, v.file_inode(), &v.describe());
+                    u64::from(id.unwrap_or(0))
+                }
                 Class::File => {
                     let flags = vma::open_flags(v);
                     fdflags = Some(flags as u32);

@@ -14,8 +14,8 @@ use super::pipe::PipesBack;
 use super::record::{Fate, RcrFile, RcrFilesHead};
 use super::tty::TerminalsBack;
 use super::{
-    RestoreEnv, Target, bpf, epoll, eventfd, fanotify, inotify, late, nsfd, pidfd, reg, signalfd,
-    sys, timerfd,
+    RestoreEnv, Target, bpf, epoll, eventfd, fanotify, inotify, late, mqueue, nsfd, pidfd, reg,
+    signalfd, sys, timerfd,
 };
 use crate::image::schema::{
     FdTypes, FdinfoEntry, FileEntry, RegFileEntry, RemapFilePathEntry, UnixSkEntry,
@@ -45,6 +45,7 @@ pub struct FileBuilder<'a> {
     queues: Queues,
     dead: Dead,
     bpf_maps: bpf::MapsBack,
+    queues_back: mqueue::QueuesBack,
     later: Later,
     connections: tcp::Connections,
 }
@@ -115,6 +116,7 @@ impl<'a> FileBuilder<'a> {
             later: Later::default(),
             dead,
             bpf_maps: bpf::MapsBack::load(source)?,
+            queues_back: mqueue::QueuesBack::default(),
             connections: tcp::Connections::load(source)?,
         })
     }
@@ -310,6 +312,20 @@ impl<'a> FileBuilder<'a> {
         if entry.tty.is_some() {
             let made = self.build_terminal(id);
             return made.map_err(|source| FileError::Build { id, what, source });
+        }
+        let queue = self.extras.get(&id).and_then(|e| e.queue.as_ref());
+        if let Some(queue) = queue.filter(|_| entry.r#type() == FdTypes::Ext) {
+            // What was in it stands with its first descriptor.
+            let queues = self.extras.values().filter_map(|e| e.queue.as_ref());
+            let mut same = queues.filter(|q| q.inode == queue.inode && q.pid == queue.pid);
+            let first = same.next().unwrap_or(queue);
+            let opened = self.queues_back.open(queue, &first.queue, self.env);
+            let opened = opened.map_err(|source| FileError::Build { id, what, source })?;
+            return Ok(vec![(id, opened)]);
+        }
+        let ring = self.extras.get(&id).and_then(|e| e.uring.clone());
+        if let Some(ring) = ring.filter(|_| entry.r#type() == FdTypes::Ext) {
+            return Ok(vec![(id, self.build_ring(id, &ring)?)]);
         }
         let fd = self
             .build_single(&entry)

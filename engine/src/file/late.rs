@@ -12,7 +12,7 @@ use super::examined::Saved;
 use super::fdinfo::Lock;
 use super::identity::Slot;
 use super::record::{RcrFile, RcrLock};
-use super::{FileBuilder, epoll, sys};
+use super::{FileBuilder, epoll, mqueue, sys};
 use crate::image::schema::{EventpollTfdEntry, FdinfoEntry, FileEntry, FownEntry};
 use crate::remote::{Arg, Program};
 use crate::socket::unix::LISTEN;
@@ -182,6 +182,14 @@ impl FileBuilder<'_> {
             }
         }
         self.open_threads(pid, table, program);
+        for (n, slot) in table.iter().enumerate() {
+            let queue = self.extra(slot.id).and_then(|e| e.queue.as_ref());
+            let notify = queue.and_then(|q| q.notify.as_ref());
+            let again = table[..n].iter().any(|s| s.id == slot.id);
+            if let Some(notify) = notify.filter(|t| t.pid == pid && !again) {
+                mqueue::ask(notify, slot.fd, program);
+            }
+        }
         let mut seen = BTreeSet::new();
         for slot in table.iter().filter(|s| seen.insert(s.id)) {
             let locks = self.extra(slot.id).map_or(&[][..], |e| &e.locks);
@@ -228,7 +236,11 @@ impl FileBuilder<'_> {
     }
 
     /// The files of `table` that task `pid` looks after, each once.
-    fn duties(&self, pid: i32, table: &[FdinfoEntry]) -> Vec<(u32, Rc<FileEntry>, Rc<RcrFile>)> {
+    pub(super) fn duties(
+        &self,
+        pid: i32,
+        table: &[FdinfoEntry],
+    ) -> Vec<(u32, Rc<FileEntry>, Rc<RcrFile>)> {
         let mut seen = BTreeSet::new();
         let mut duties = Vec::new();
         for slot in table {

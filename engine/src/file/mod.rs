@@ -28,6 +28,7 @@ pub(crate) mod identity;
 mod inotify;
 mod late;
 mod memfd;
+mod mqueue;
 mod nsfd;
 mod pidfd;
 pub(crate) mod pipe;
@@ -38,6 +39,7 @@ mod signalfd;
 pub(crate) mod sys;
 mod timerfd;
 mod tty;
+pub(crate) mod uring;
 mod watch;
 
 #[cfg(test)]
@@ -50,11 +52,13 @@ use std::time::Duration;
 pub use builder::{FileBuilder, SilentConnections};
 pub use error::{BuildError, FileError};
 pub(crate) use late::spare_number;
+pub use mqueue::{RcrQueue, RcrQueueNotify};
 pub use record::{
     Fate, LineEnd, RcrFile, RcrFilesHead, RcrLine, RcrLock, RcrNamespaceFd, RcrPidfd, RcrSocket,
     RcrSocketOption, RcrTerminal, RcrWatched, TerminalEnd,
 };
 pub use saver::FileSaver;
+pub use uring::{RcrRingBuffer, RcrRingFile, RcrRingThread, RcrUring};
 
 /// A task whose files are to be saved.
 #[derive(Debug, Clone, Copy)]

@@ -4,6 +4,8 @@
 //! has something to add. Field numbers are never reused; readers skip unknown
 //! fields and take absent ones as "nothing special".
 
+use super::mqueue::RcrQueue;
+use super::uring::RcrUring;
 use crate::image::schema::FownEntry;
 
 /// First record of `rcr-files.img`.
@@ -90,6 +92,12 @@ pub struct RcrFile {
     /// For sockets: the network namespace, if it is not the controller's own.
     #[prost(uint32, optional, tag = "40")]
     pub net_ns: Option<u32>,
+    /// For POSIX message queues.
+    #[prost(message, optional, tag = "71")]
+    pub queue: Option<RcrQueue>,
+    /// For io_urings.
+    #[prost(message, optional, tag = "70")]
+    pub uring: Option<RcrUring>,
     /// For terminals.
     #[prost(message, optional, tag = "50")]
     pub terminal: Option<RcrTerminal>,

@@ -51,6 +51,11 @@ impl Vma {
         self.name == name.as_bytes()
     }
 
+    /// Device and inode of its file, as fstat(2) tells them.
+    pub fn file_inode(&self) -> (u64, u64) {
+        (libc::makedev(self.dev.0, self.dev.1), self.inode)
+    }
+
     /// How it is called in messages.
     pub fn describe(&self) -> String {
         let name = match self.name.is_empty() {

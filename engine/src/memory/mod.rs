@@ -10,6 +10,7 @@ pub mod mm;
 pub mod pagemap;
 pub mod pages;
 mod parallel;
+pub mod place;
 pub mod policy;
 pub mod shmem;
 pub mod sysv;
@@ -48,6 +49,14 @@ pub enum MemoryError {
     /// An AIO ring cannot be made again.
     #[error("AIO ring at {at:x}: {what}")]
     Aio {
+        /// Its address.
+        at: u64,
+        /// Why.
+        what: String,
+    },
+    /// A mapping cannot be made at its place.
+    #[error("mapping at {at:x}: {what}")]
+    Place {
         /// Its address.
         at: u64,
         /// Why.

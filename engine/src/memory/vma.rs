@@ -36,6 +36,8 @@ pub mod status {
     pub const VVAR: u32 = 1 << 12;
     /// Events of a Linux AIO context.
     pub const AIO_RING: u32 = 1 << 13;
+    /// Of a descriptor without a path, at a place that only the kernel may choose.
+    pub const DESCRIPTOR: u32 = 1 << 20;
     /// No mapping: a guard region inside of one (`MADV_GUARD_INSTALL`).
     pub const GUARD: u32 = 1 << 16;
 }
@@ -60,6 +62,8 @@ pub enum Class {
     SysvShm,
     /// A file.
     File,
+    /// What a descriptor stands for that has no path.
+    Descriptor,
     /// Events of a Linux AIO context.
     AioRing,
 }
@@ -112,6 +116,9 @@ pub fn classify(v: &Vma) -> Result<Class, (&'static str, &'static str)> {
             "secret memory (memfd_secret) is hidden from everybody else",
             "untag the unit",
         );
+    }
+    if name == b"anon_inode:[io_uring]" {
+        return Ok(Class::Descriptor);
     }
     if name.starts_with(b"anon_inode:") {
         return refuse("a mapped kernel object cannot be carried", "untag the unit");
@@ -190,6 +197,7 @@ pub fn save(v: &Vma, class: Class, shmid: u64, fdflags: Option<u32>) -> VmaEntry
         Class::AnonShared => REGULAR | ANON_SHARED,
         Class::SysvShm => REGULAR | SYSVIPC,
         Class::AioRing => REGULAR | AIO_RING,
+        Class::Descriptor => REGULAR | FILE_SHARED | DESCRIPTOR,
         Class::File if v.shared => REGULAR | FILE_SHARED,
         Class::File => REGULAR | FILE_PRIVATE,
     };
@@ -285,6 +293,9 @@ pub fn restore(
         if e.status & status::AIO_RING != 0 {
             hold_place(p, e);
             continue;
+        }
+        if e.status & status::DESCRIPTOR != 0 && !kept.contains_key(&e.start) {
+            continue; // See [`super::place`].
         }
         let mut flags = e.flags as i32 & !libc::MAP_LOCKED | libc::MAP_FIXED_NOREPLACE;
         let mut prot = e.prot as i32;
@@ -425,8 +436,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_refused_by_name() {
-        let r = &refusals(7, "x", &[vma("anon_inode:[io_uring]", 9, true)])[0];
-        assert!(r.to_string().contains("anon_inode:[io_uring]"), "{r}");
+    fn an_object_of_the_kernel_is_refused_by_name() {
+        let r = &refusals(7, "x", &[vma("anon_inode:[perf_event]", 9, true)])[0];
+        assert!(r.to_string().contains("anon_inode:[perf_event]"), "{r}");
     }
 }

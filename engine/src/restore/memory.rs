@@ -17,7 +17,7 @@ use crate::memory::pages::{self, Piece, Saved};
 use crate::memory::shmem::Rebuilt;
 use crate::memory::vdso::{self, Vdso};
 use crate::memory::vma::{self, status};
-use crate::memory::{MemoryError, aio, layout, mm};
+use crate::memory::{MemoryError, aio, layout, mm, place};
 use crate::remote::{OpId, Program, Tracee, find_syscall};
 use crate::sys::process::{Span, read_memory, write_memory};
 
@@ -239,7 +239,13 @@ impl<'a, 'f> Memory<'a, 'f> {
         if let Some(text) = &vdso_text {
             map_text(&mut prog, text);
         }
-        tracee.run(birth.arena, &prog)?;
+        let out = tracee.run(birth.arena, &prog)?;
+        let placed = |e: &&VmaEntry| e.status & status::DESCRIPTOR != 0;
+        for e in live.mm.vmas.iter().filter(placed) {
+            if let (false, Some(fd)) = (kept.contains_key(&e.start), files.get(&vma::file_key(e))) {
+                place::restore(tracee, birth.arena, e, out.result(*fd) as i32)?;
+            }
+        }
         pages::write(p.pid, &changes.write)?;
 
         let now = at(&birth.vdso, birth.park);

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use crate::arch;
 use crate::content::{self, ContentError};
 use crate::dump::CARRIED;
-use crate::file::{FileBuilder, FileError, SilentConnections};
+use crate::file::{BuildError, FileBuilder, FileError, SilentConnections};
 use crate::image::{ImageError, ImageSource};
 use crate::memory::{MemoryError, sysv};
 use crate::namespace::{self, NamespaceError, VethEnd};
@@ -107,6 +107,9 @@ pub enum RestoreError {
     /// A file could not be made again.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A part of a file could not be made again.
+    #[error(transparent)]
+    Build(#[from] BuildError),
     /// Memory could not be made again.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -110,6 +110,12 @@ impl Step<'_, '_> {
         drop(of_children);
 
         self.threads(p, live, birth)?;
+        let pids = &self.images.pids;
+        self.files.rings(p.id, &live.fdinfo, |tid, program| {
+            let tid = pids.here(tid);
+            Tracee { tid }.run(birth.arena, program)?;
+            Ok::<_, RestoreError>(())
+        })?;
         let mut prog = Program::new();
         self.files.last(p.id, &live.fdinfo, &mut prog);
         if let Some(queue) = &live.tc.signals_s {

@@ -27,7 +27,6 @@ const STATUS: &[&str] = &[
     "VmData",
     "VmStk",
     "VmExe",
-    "Threads",
     "SigPnd",
     "ShdPnd",
     "SigBlk",
@@ -51,7 +50,7 @@ const STATUS: &[&str] = &[
 /// Fields of `stat` (proc_pid_stat(5)): groups, terminal, priorities, exit
 /// signal, policy, and where the parts of the program lie.
 const STAT: &[usize] = &[
-    5, 6, 7, 8, 18, 19, 20, 26, 27, 28, 38, 40, 41, 45, 46, 47, 48, 49, 50, 51,
+    5, 6, 7, 8, 18, 19, 26, 27, 28, 38, 40, 41, 45, 46, 47, 48, 49, 50, 51,
 ];
 
 /// Files of a process that are compared as they are.
@@ -259,7 +258,9 @@ fn difference(f: &mut Findings, what: &str, was: &str, is: &str) {
 fn mapping(line: &str) -> String {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let name = words.get(5..).unwrap_or_default().join(" ");
-    let nameless = name.ends_with("(deleted)") || name.starts_with("[anon_shmem");
+    let nameless = name.ends_with("(deleted)")
+        || name.starts_with("[anon_shmem")
+        || name.starts_with("anon_inode:");
     let shown = if nameless { 3 } else { 5 };
     let shown = words[..shown.min(words.len())].join(" ");
     format!("{shown} {}", without_number(&name))
@@ -324,6 +325,10 @@ fn fdinfo(text: &str) -> String {
             match key {
                 "mnt_id" | "ino" | "map_id" | "it_value" | "eventfd-id" | "scm_fds" => None,
                 "tfd" => Some(interest(&words)),
+                // What is registered with an io_uring.
+                _ if key.trim().parse::<u32>().is_ok() => {
+                    Some(format!("{key} {}", without_number(value.trim())))
+                }
                 _ if key.starts_with("inotify") || key.starts_with("fanotify") => {
                     // A file without a name gets another inode, a mount another number.
                     let numbered = key.ends_with(" ino") || key.ends_with(" mnt_id");

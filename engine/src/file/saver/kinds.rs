@@ -5,8 +5,8 @@ use super::super::examined::{Examined, Found, Saved};
 use super::super::fdinfo::FdInfo;
 use super::super::reg::{self, Whereabouts};
 use super::super::{
-    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, nsfd, pidfd, pipe, signalfd, sys,
-    timerfd, tty,
+    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, mqueue, nsfd, pidfd, pipe, signalfd, sys,
+    timerfd, tty, uring,
 };
 use super::{FileError, FileSaver};
 use crate::socket;
@@ -14,6 +14,8 @@ use crate::sys::SysResult;
 
 /// `PID_FS_MAGIC`: linux/magic.h.
 const PIDFS_MAGIC: i64 = 0x5049_4446;
+/// `MQUEUE_MAGIC` (ipc/mqueue.c).
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
 /// `NSFS_MAGIC`.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
@@ -69,12 +71,16 @@ impl FileSaver {
                     Ok(())
                 }
                 "[pidfd]" => pidfd::save(file, saved),
+                "[io_uring]" => uring::save(file, saved, &mut self.window, &mut self.rings),
                 "bpf-map" => bpf::save(file, saved, &mut self.bpf_maps),
                 other => refuse_anonymous(other),
             };
         }
         if file.is_path() {
             return self.save_by_path(file, saved);
+        }
+        if file.format() == libc::S_IFREG && sys::filesystem(file.fd)? == MQUEUE_MAGIC {
+            return mqueue::save(file, saved, &mut self.window, &mut self.queues);
         }
         match file.format() {
             libc::S_IFSOCK => {
@@ -153,7 +159,6 @@ fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
     Ok(match sys::filesystem(file.fd)? {
         NSFS_MAGIC => Some("namespace descriptor"),
         PIDFS_MAGIC => Some("pidfd"),
-        0x1980_0202 => Some("message queue"),
         0x5345_434d => Some("secret memory"),
         0xcafe_4a11 => Some("BPF object"),
         _ => None,
@@ -163,10 +168,6 @@ fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
 fn refuse_anonymous(kind: &str) -> Result<(), Stop> {
     let kind = kind.trim_matches(['[', ']']);
     let (reason, advice) = match kind {
-        "io_uring" => (
-            "rings and requests in flight live in the kernel",
-            "turn io_uring off in the service's configuration, or untag the unit",
-        ),
         "userfaultfd" => ("its memory registrations are not carried", "untag the unit"),
         _ => ("this kind of file is not carried", "untag the unit"),
     };

@@ -20,7 +20,7 @@ use super::inotify::Nameless;
 use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
-use super::{Connections, FilePolicy, TaskFiles, UnixPolicy, bpf, late, sys, tty};
+use super::{Connections, FilePolicy, TaskFiles, UnixPolicy, bpf, late, sys, tty, uring};
 use crate::Refusal;
 use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
@@ -28,6 +28,7 @@ use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
 use crate::socket::home::Homes;
 use crate::socket::{tcp, unix};
 use crate::sys::SysError;
+use crate::sys::kernel::Window;
 use crate::sys::text;
 use under_way::Holder;
 
@@ -54,6 +55,11 @@ pub struct FileSaver {
     memfds: Memfds,
     terminals: tty::Terminals,
     bpf_maps: bpf::Maps,
+    /// Into the kernel, once something needs it.
+    window: Option<Window>,
+    rings: uring::Rings,
+    /// POSIX message queues, by the first file of each.
+    queues: BTreeMap<(u64, u64), u32>,
     unix: unix::Table,
     streams: Vec<tcp::Stream>,
     connections: tcp::Held,
@@ -95,6 +101,9 @@ impl FileSaver {
             memfds: Memfds::default(),
             terminals: tty::Terminals::default(),
             bpf_maps: bpf::Maps::default(),
+            window: None,
+            rings: uring::Rings::default(),
+            queues: BTreeMap::new(),
             unix: unix::Table::default(),
             streams: Vec::new(),
             connections: tcp::Held::default(),
@@ -270,6 +279,24 @@ impl FileSaver {
         Ok(Some(id))
     }
 
+    /// The file that a mapping is of which no path leads to. Of one whose
+    /// descriptor no process seen so far has, nothing is known: it is refused.
+    pub fn mapped(&mut self, task: &TaskFiles<'_>, inode: (u64, u64), what: &str) -> Option<u32> {
+        let known = self.descriptions.of_inode(inode);
+        let id = known.map(|h| h.id).find(|id| self.files.contains_key(id));
+        let refused = |r: &Refusal| r.pid == task.pid;
+        if id.is_none() && !self.refusals.iter().any(refused) {
+            let reason = "its descriptor is closed".into();
+            self.refuse(
+                &found(task, what.to_owned(), inode),
+                "mapping",
+                reason,
+                "untag the unit".into(),
+            );
+        }
+        id
+    }
+
     fn refuse(&mut self, found: &Found, kind: &str, reason: String, advice: String) {
         let object = if found.object.contains(kind) {
             found.object.clone()
@@ -303,6 +330,18 @@ impl FileSaver {
             // -1 stands for no task.
             for lock in extra.locks.iter_mut().filter(|l| l.pid > 0) {
                 lock.pid = id(lock.pid);
+            }
+            if let Some(queue) = &mut extra.queue {
+                queue.pid = queue.pid.map(&id);
+                if let Some(notify) = &mut queue.notify {
+                    notify.pid = id(notify.pid);
+                }
+            }
+            if let Some(ring) = &mut extra.uring {
+                let registered = ring.registered.iter_mut();
+                for thread in registered.chain(&mut ring.submitter) {
+                    (thread.pid, thread.tid) = (id(thread.pid), id(thread.tid));
+                }
             }
             if let Some(target) = &mut extra.pidfd {
                 target.pid = target.pid.map(&id);

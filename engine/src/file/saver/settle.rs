@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::super::error::{Stop, refuse};
 use super::super::examined::Found;
 use super::super::identity::Held;
-use super::super::{epoll, late, nsfd};
+use super::super::{epoll, late, mqueue, nsfd};
 use super::{FileError, FileSaver};
 use crate::socket::{tcp, unix};
 use crate::task::status::Status;
@@ -54,6 +54,21 @@ impl FileSaver {
                 Ok(targets) => saved.extra.epoll_targets = targets,
                 Err(stop) => refusals.push((saved.entry.id, stop)),
             }
+        }
+        let holders: Vec<_> = self.holders.values().map(|h| (h.pid, h.voice)).collect();
+        let window = self.window.as_ref();
+        let pids: Vec<i32> = holders.iter().map(|h| h.0).collect();
+        let (files, held) = (&mut self.files, &self.descriptions);
+        let rings = self.rings.settle(window, files, held, &holders);
+        let mut queues = || mqueue::settle(files, held, window, &pids);
+        match rings.and_then(|r| Ok((r, queues()?))) {
+            Ok((of_rings, of_queues)) => {
+                refusals.extend(of_rings);
+                refusals.extend(of_queues);
+            }
+            // Processes come and go.
+            Err(e) if live => tracing::debug!("looking into the kernel: {e}"),
+            Err(e) => return Err(e.into()),
         }
         refusals.extend(self.locks.settle(&mut self.files));
         refusals.extend(self.owners_outside());

@@ -5,6 +5,7 @@ mod notify;
 mod pidfd;
 mod socket;
 mod tty;
+mod uring;
 
 use std::ffi::{CStr, c_int};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -18,6 +19,7 @@ pub(crate) use notify::*;
 pub(crate) use pidfd::*;
 pub(crate) use socket::*;
 pub(crate) use tty::*;
+pub(crate) use uring::*;
 
 /// `TFD_IOC_SET_TICKS`: `_IOW('T', 0, u64)`, linux/timerfd.h.
 const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;

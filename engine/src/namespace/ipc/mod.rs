@@ -1,10 +1,11 @@
 //! IPC namespaces: System V shared memory, message queues and semaphores with
-//! their ids and keys, and the limits of all of them.
+//! their ids and keys, POSIX message queues, and the limits of all of them.
 //!
 //! Everything is looked at and made by a thread inside of the namespace. What
 //! a process would undo of a semaphore when it ends (`SEM_UNDO`) the kernel
 //! tells nobody, and it is not carried.
 
+pub mod posix;
 mod queues;
 mod segments;
 mod semaphores;
@@ -43,7 +44,7 @@ impl IpcNamespace {
 }
 
 /// What an IPC namespace has beyond the common images.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, prost::Message)]
 struct IpcEntry {
     /// Number of the user namespace that owns it; 0 is the host's.
     #[prost(uint32, tag = "1")]
@@ -51,6 +52,9 @@ struct IpcEntry {
     /// Its limits: paths below `/proc/sys` and what reading them gave.
     #[prost(message, repeated, tag = "2")]
     limits: Vec<LimitEntry>,
+    /// POSIX message queues.
+    #[prost(message, repeated, tag = "3")]
+    queues: Vec<posix::PosixQueue>,
 }
 
 /// A limit.
@@ -100,15 +104,20 @@ pub fn save_ipc(
     sink: &mut dyn ImageSink,
 ) -> Result<(), NamespaceError> {
     let ns = open_ns(&format!("/proc/{pid}/ns/ipc"))?;
-    let (limits, segments, queues, semaphores) = inside(ns.as_fd(), || {
+    let (limits, segments, queues, semaphores, posix) = inside(ns.as_fd(), || {
         Ok((
             limits(),
             segments::list()?,
             queues::list()?,
             semaphores::list()?,
+            posix::list()?,
         ))
     })?;
-    let entry = IpcEntry { owner, limits };
+    let entry = IpcEntry {
+        owner,
+        limits,
+        queues: posix,
+    };
     put_records(sink, Kind::RcrNamespaces, &image_name(ns_id), &[entry])?;
     segments::put(sink, ns_id, &segments)?;
     queues::put(sink, ns_id, &queues)?;
@@ -181,7 +190,8 @@ pub fn build_ipc(
         }
         segments::make(&segments)?;
         queues::make(&queues)?;
-        semaphores::make(&semaphores)
+        semaphores::make(&semaphores)?;
+        posix::make(&entry.queues)
     })?;
     Ok(IpcNamespace { ns })
 }

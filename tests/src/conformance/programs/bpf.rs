@@ -1,6 +1,5 @@
-//! BPF maps, and message queues.
+//! BPF maps.
 
-use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Result, ensure};
@@ -19,7 +18,6 @@ pub const CASES: &[Case] = &[
         array,
     ),
     Case::new("refusals/bpf-queue", "a BPF map of another type", queue).not_yet(),
-    Case::new("refusals/mqueue", "a POSIX message queue", mqueue).not_yet(),
 ];
 
 const MAP_CREATE: u64 = 0;
@@ -128,40 +126,6 @@ fn queue(stage: &Stage) -> Result<Check> {
     expect(stage, &map, "it is of type 22")?;
     Ok(Box::new(move |f| {
         f.that("it is still open", map.try_clone().is_ok());
-        Ok(())
-    }))
-}
-
-fn mqueue(stage: &Stage) -> Result<Check> {
-    let name = CString::new(format!("/rcr-conformance.{}", std::process::id()))?;
-    let flags = libc::O_CREAT | libc::O_RDWR | libc::O_NONBLOCK;
-    let no_attributes = std::ptr::null_mut::<libc::mq_attr>();
-    // SAFETY: the name is NUL-terminated and outlives the call.
-    let fd = unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, no_attributes) };
-    if fd < 0 {
-        let why = format!("mq_open: {}", std::io::Error::last_os_error());
-        return Err(Unavailable::because(why));
-    }
-    // SAFETY: just opened, ours alone.
-    let queue = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: as above.
-    unsafe { libc::mq_unlink(name.as_ptr()) };
-    // SAFETY: three bytes are sent.
-    let sent = unsafe { libc::mq_send(fd, c"abc".as_ptr(), 3, 1) };
-    ensure!(sent == 0, "mq_send");
-    expect(stage, &queue, "message queue")?;
-    Ok(Box::new(move |f| {
-        let mut room = vec![0; 1 << 16];
-        // SAFETY: the buffer has the length given.
-        let n = unsafe {
-            libc::mq_receive(
-                queue.as_raw_fd(),
-                room.as_mut_ptr(),
-                room.len(),
-                std::ptr::null_mut(),
-            )
-        };
-        f.same("the message is there", &3, &n);
         Ok(())
     }))
 }

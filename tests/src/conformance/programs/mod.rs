@@ -28,9 +28,11 @@ pub mod pipes;
 pub mod predump;
 pub mod process;
 pub mod procs;
+pub mod queues;
 pub mod random;
 pub mod refusals;
 pub mod registers;
+pub mod rings;
 pub mod roots;
 pub mod seccomp;
 pub mod settings;
@@ -88,6 +90,8 @@ pub const ALL: &[&[Case]] = &[
     nameless::CASES,
     special::CASES,
     bpf::CASES,
+    rings::CASES,
+    queues::CASES,
     notify::CASES,
     pidfds::CASES,
     sockets::CASES,

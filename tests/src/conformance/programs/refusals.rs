@@ -12,7 +12,6 @@ use crate::conformance::{Case, Check, Stage};
 
 /// The programs of this area.
 pub const CASES: &[Case] = &[
-    Case::new("refusals/io-uring", "an io_uring", io_uring).not_yet(),
     Case::new("refusals/userfaultfd", "a userfaultfd", userfaultfd).refused(),
     Case::new(
         "refusals/pipe-outside",
@@ -42,22 +41,6 @@ pub(super) fn expect(stage: &Stage, fd: &impl AsFd, more: &str) -> Result<()> {
 fn owned(fd: i64) -> OwnedFd {
     // SAFETY: callers pass what the kernel returned and nobody else has.
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
-}
-
-fn io_uring(stage: &Stage) -> Result<Check> {
-    let mut parameters = [0_u64; 15];
-    let args = [8, parameters.as_mut_ptr() as u64, 0, 0, 0, 0];
-    // SAFETY: the buffer has the 120 bytes of io_uring_params.
-    let fd = owned(unsafe { sys::call(libc::SYS_io_uring_setup, args) }?);
-    expect(stage, &fd, "io_uring")?;
-    Ok(Box::new(move |f| {
-        let r = sys::numbers(
-            libc::SYS_io_uring_enter,
-            &[fd.as_raw_fd().into(), 0, 0, 0, 0, 0],
-        );
-        f.that("it still works", r.is_ok());
-        Ok(())
-    }))
 }
 
 fn userfaultfd(stage: &Stage) -> Result<Check> {
