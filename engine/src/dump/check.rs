@@ -68,6 +68,9 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
     Ok(out)
 }
 
+/// How often mappings are looked at that seem to be in the making.
+const LOOKS_MAX: usize = 20;
+
 /// Whether a process that was there has ended, or given its id away.
 fn has_ended(p: &Process) -> bool {
     let now = Process::read(p.pid).ok().flatten();
@@ -84,6 +87,17 @@ fn one(
     nets: &mut Nets,
 ) -> Result<Vec<Refusal>, DumpError> {
     let mut vmas = maps::read(p.voice()).map_err(DumpError::io("mappings"))?;
+    // execve(2) makes them one after the other, and who ends has none.
+    for _ in 0..LOOKS_MAX {
+        if vmas.iter().any(|v| v.is_named("[vdso]")) {
+            break;
+        }
+        if has_ended(p) {
+            return Ok(Vec::new());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        vmas = maps::read(p.voice()).map_err(DumpError::io("mappings"))?;
+    }
     options.leave_out_tracking(p.pid, &mut vmas);
     let mut out = process(p, &vmas)?;
     out.extend(freeze::refusals(p));
