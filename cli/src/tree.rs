@@ -135,13 +135,18 @@ fn take(
 }
 
 /// Brings the tree in `directory` back. Unless detached, waits for its first
-/// process and ends as that one does.
-pub fn restore(directory: &Path, detach: bool) -> Result<ExitCode, Failure> {
+/// process and ends as that one does. If `lazy`, it runs before all of its
+/// memory is filled.
+pub fn restore(directory: &Path, detach: bool, lazy: bool) -> Result<ExitCode, Failure> {
     require_root()?;
     let source = DirSource::open(directory)
         .with_context(|| directory.display().to_string())
         .or_environment()?;
-    let restored = restore_tree(&source, &RestoreOptions::default()).or_exit(Exit::RolledBack)?;
+    let options = RestoreOptions {
+        lazy,
+        ..RestoreOptions::default()
+    };
+    let restored = restore_tree(&source, &options).or_exit(Exit::RolledBack)?;
     let root = restored.pids().first().copied();
     restored.resume().or_exit(Exit::RolledBack)?;
     let Some(root) = root.filter(|_| !detach) else {

@@ -84,6 +84,9 @@ enum Command {
         /// Return at once instead of waiting for its first process
         #[arg(long)]
         detach: bool,
+        /// Let it run before all of its memory is filled; the rest comes as it is touched, and meanwhile
+        #[arg(long)]
+        lazy: bool,
     },
     /// Raise the PID allocator (run at boot)
     #[command(hide = true)]
@@ -146,7 +149,11 @@ fn main() -> ExitCode {
             };
             done(tree::dump(*pid, directory, mode))
         }
-        Command::Restore { directory, detach } => tree::restore(directory, *detach),
+        Command::Restore {
+            directory,
+            detach,
+            lazy,
+        } => tree::restore(directory, *detach, *lazy),
         Command::LiftPids => done(rcr_systemd::pids::lift().or_environment()),
     };
     result.unwrap_or_else(|failure| {

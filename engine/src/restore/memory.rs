@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use super::RestoreError;
 use super::births::Birth;
 use super::images::{Images, LiveImage, ProcessImage};
+use super::lazy::Lazy;
 use super::worlds::take;
 use crate::file::FileBuilder;
 use crate::image::ImageSource;
@@ -40,6 +41,8 @@ pub struct Memory<'a, 'f> {
     /// Processes for which it is decided whether they are filled early.
     considered: BTreeSet<i32>,
     built: BTreeMap<i32, Built<'a>>,
+    /// Who brings what may come later.
+    pub pager: Option<Lazy>,
 }
 
 /// Memory that stands and is filled; protections and advice are not final.
@@ -69,7 +72,21 @@ impl<'a, 'f> Memory<'a, 'f> {
             any_common: images.processes.iter().any(common),
             considered: BTreeSet::new(),
             built: BTreeMap::new(),
+            pager: None,
         }
+    }
+
+    /// What is not filled yet may come while the processes run.
+    pub fn come_later(&mut self) -> Result<(), RestoreError> {
+        let mut content = BTreeMap::new();
+        for (p, _) in self.images.live().filter(|(_, l)| l.owns.memory) {
+            if !self.built.contains_key(&p.pid) {
+                let pieces = self.pieces(p.pid)?;
+                content.insert(p.pid, Saved { pieces });
+            }
+        }
+        self.pager = Some(Lazy::start(content)?);
+        Ok(())
     }
 
     /// To be called before a process is forked from another: fills that one's
@@ -239,6 +256,15 @@ impl<'a, 'f> Memory<'a, 'f> {
         if let Some(text) = &vdso_text {
             map_text(&mut prog, text);
         }
+        let (now, later) = match &self.pager {
+            Some(_) => Lazy::split(&live.mm.vmas, changes.write),
+            None => (changes.write, Vec::new()),
+        };
+        let pager = self.pager.as_mut().filter(|_| !later.is_empty());
+        let asked = pager.map(|pager| {
+            let asked = pager.ask(&mut prog, pidfd, later);
+            (pager, asked)
+        });
         let out = tracee.run(birth.arena, &prog)?;
         let placed = |e: &&VmaEntry| e.status & status::DESCRIPTOR != 0;
         for e in live.mm.vmas.iter().filter(placed) {
@@ -246,7 +272,11 @@ impl<'a, 'f> Memory<'a, 'f> {
                 place::restore(tracee, birth.arena, e, out.result(*fd) as i32)?;
             }
         }
-        pages::write(p.pid, &changes.write)?;
+        if let Some((pager, asked)) = asked {
+            let fd = out.result(asked.op()) as i32;
+            pager.hand_over(tracee, birth.arena, fd, &asked)?;
+        }
+        pages::write(p.pid, &now)?;
 
         let now = at(&birth.vdso, birth.park);
         let text = vdso_text.map(|t| {

@@ -14,6 +14,7 @@ mod births;
 mod fds;
 mod foreign;
 mod images;
+mod lazy;
 mod memory;
 mod process;
 mod threads;
@@ -63,6 +64,9 @@ pub struct RestoreOptions {
     pub root: Option<PathBuf>,
     /// What is bound for mounts that were not saved, by their names.
     pub external_mounts: BTreeMap<String, PathBuf>,
+    /// Let processes run before all of their memory is filled: a process of
+    /// ours stays and fills it, what is touched first.
+    pub lazy: bool,
     /// No network is up, as in early boot: connections are made all the same,
     /// and speak when it is.
     pub without_network: bool,
@@ -143,6 +147,7 @@ pub struct Restored {
     ways_out: BTreeMap<i32, (Arena, Option<u64>)>,
     made: births::Made,
     connections: SilentConnections,
+    pager: Option<lazy::Lazy>,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -152,8 +157,17 @@ impl Restored {
         self.images.processes.iter().map(|p| p.pid).collect()
     }
 
+    /// The process that fills memory while the tree runs, after a lazy restore.
+    /// It ends when all is there.
+    pub fn pager(&self) -> Option<i32> {
+        self.pager.as_ref().map(lazy::Lazy::pid)
+    }
+
     /// Gives every thread its registers and lets all go.
     pub fn resume(mut self) -> Result<(), RestoreError> {
+        if let Some(pager) = self.pager.take() {
+            pager.go_live()?;
+        }
         std::mem::take(&mut self.connections).speak()?;
         let mut regs = BTreeMap::new();
         for (p, live) in self.images.live() {
@@ -238,6 +252,9 @@ pub fn restore(
     let mut memory = memory::Memory::new(source, &images, &mut files);
     let ways = births::bear(&images, options, &mut made, &mut memory, &worlds)?;
     worlds.mount_procs(&images, &ways)?;
+    if options.lazy {
+        memory.come_later()?;
+    }
     let mut ways_out = BTreeMap::new();
     // All memory first: it needs descriptors of its own, for which shared
     // tables are emptied.
@@ -249,6 +266,7 @@ pub fn restore(
         };
         ways_out.insert(p.pid, (birth.arena, insn));
     }
+    let pager = memory.pager.take();
     let mut step = process::Step {
         images: &images,
         worlds: &worlds,
@@ -271,6 +289,7 @@ pub fn restore(
         ways_out,
         made,
         connections,
+        pager,
         _not_send: PhantomData,
     })
 }

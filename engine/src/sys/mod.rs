@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod map;
 pub mod mqueue;
 pub mod pagemap;
+pub mod paging;
 pub mod process;
 pub mod ptrace;
 pub mod shm;

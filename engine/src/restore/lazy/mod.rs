@@ -1,0 +1,187 @@
+//! Lazy restore: processes run as soon as their mappings stand, and their pages
+//! come when they are touched, the others meanwhile.
+//!
+//! ```text
+//! restorer ─fork─► pager ◄─ userfaultfd of each process
+//!                    └─ guard: shares the pager's descriptors
+//! ```
+//! The pager has the images mapped like the restorer. Where nothing is left to
+//! come it closes the userfaultfd, and the memory is ordinary: the kernel keeps
+//! no trace of it. Its guard sees to it that processes end rather than find
+//! zeros if the pager should be killed before.
+
+mod pager;
+mod pending;
+mod space;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::image::schema::VmaEntry;
+use crate::memory::pages::{Piece, Saved};
+use crate::memory::vma::status;
+use crate::remote::{Arena, OpId, Program, Tracee};
+use crate::sys::paging::{USERFAULTFD_IOC_NEW, fork_off};
+
+use super::RestoreError;
+use super::worlds::take;
+use pager::{Answer, NewSpace, Order};
+
+/// Mappings with less content than this are filled at once: that takes less
+/// than the faults would.
+const WORTH_IT: u64 = 1 << 20;
+
+/// The pager, as its restorer sees it.
+#[derive(Debug)]
+pub struct Lazy {
+    stream: UnixStream,
+    pid: i32,
+    device: File,
+    live: bool,
+}
+
+/// A process's wish, part of the program that makes its mappings.
+pub struct Asked {
+    op: OpId,
+    ranges: Vec<Range<u64>>,
+}
+
+impl Lazy {
+    /// Starts the pager; `content` is what processes are filled with.
+    pub fn start(content: BTreeMap<i32, Saved<'_>>) -> Result<Self, RestoreError> {
+        let failed = || RestoreError::io("starting the pager of a lazy restore");
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/userfaultfd")
+            .map_err(RestoreError::io("open /dev/userfaultfd"))?;
+        let (stream, theirs) = UnixStream::pair().map_err(failed())?;
+        let work = |theirs| pager::run(UnixStream::from(theirs), &content);
+        let pid = fork_off(c"rcr-pager", theirs.into(), work).map_err(failed())?;
+        Ok(Self {
+            stream,
+            pid,
+            device,
+            live: false,
+        })
+    }
+
+    /// The pager's pid.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Splits content into what is written at once and the mappings whose
+    /// content comes later.
+    pub fn split<'a>(
+        vmas: &[VmaEntry],
+        pieces: Vec<Piece<'a>>,
+    ) -> (Vec<Piece<'a>>, Vec<Range<u64>>) {
+        let saved = Saved { pieces };
+        let bytes = |e: &VmaEntry| -> u64 {
+            let within = saved.within(e.start, e.end);
+            within.map(|p| p.bytes.len() as u64).sum()
+        };
+        let later: Vec<_> = vmas
+            .iter()
+            .filter(|e| can_wait(e) && bytes(e) >= WORTH_IT)
+            .map(|e| e.start..e.end)
+            .collect();
+        let mut now = Vec::new();
+        let mut from = 0;
+        for r in &later {
+            now.extend(saved.within(from, r.start));
+            from = r.end;
+        }
+        now.extend(saved.within(from, u64::MAX));
+        (now, later)
+    }
+
+    /// Adds the calls by which a process opens its userfaultfd; `pidfd` is one
+    /// of ours in it.
+    pub fn ask(&self, prog: &mut Program, pidfd: OpId, ranges: Vec<Range<u64>>) -> Asked {
+        let device = take(prog, pidfd, self.device.as_raw_fd());
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        let args = [device.into(), USERFAULTFD_IOC_NEW.into(), flags.into()];
+        let op = prog.call(libc::SYS_ioctl, "open a userfaultfd", &args);
+        prog.call(libc::SYS_close, "close /dev/userfaultfd", &[device.into()]);
+        Asked { op, ranges }
+    }
+
+    /// Gives the memory of a process that has asked to the pager.
+    pub fn hand_over(
+        &mut self,
+        task: Tracee,
+        arena: Arena,
+        fd: i32,
+        asked: &Asked,
+    ) -> Result<(), RestoreError> {
+        let space = NewSpace {
+            pid: task.tid,
+            fd,
+            starts: asked.ranges.iter().map(|r| r.start).collect(),
+            ends: asked.ranges.iter().map(|r| r.end).collect(),
+        };
+        self.order(&Order { space: Some(space) })?;
+        let mut prog = Program::new();
+        prog.call(libc::SYS_close, "close the userfaultfd", &[fd.into()]);
+        task.run(arena, &prog)?;
+        Ok(())
+    }
+
+    /// The processes are about to run. From here on the pager is on its own.
+    pub fn go_live(mut self) -> Result<(), RestoreError> {
+        self.order(&Order { space: None })?;
+        self.live = true;
+        Ok(())
+    }
+
+    fn order(&mut self, order: &Order) -> Result<(), RestoreError> {
+        let failed = || RestoreError::io("the pager of a lazy restore");
+        pager::send(&mut self.stream, order).map_err(failed())?;
+        let answer = pager::receive::<Answer>(&mut self.stream).map_err(failed())?;
+        let error = match answer {
+            Some(Answer { error: None }) => return Ok(()),
+            Some(Answer { error: Some(e) }) => io::Error::other(e),
+            None => io::Error::other("it has ended"),
+        };
+        Err(failed()(error))
+    }
+}
+
+impl Drop for Lazy {
+    fn drop(&mut self) {
+        if !self.live {
+            // It ends when it has nobody to listen to.
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+            let _ = waitpid(Pid::from_raw(self.pid), None);
+        }
+    }
+}
+
+impl Asked {
+    /// The call that gives the descriptor's number.
+    pub fn op(&self) -> OpId {
+        self.op
+    }
+}
+
+/// Ordinary private memory that may be read and written. What is locked has to
+/// be there; a stack grows, and is needed at once.
+fn can_wait(e: &VmaEntry) -> bool {
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
+    let never = libc::MAP_LOCKED | libc::MAP_GROWSDOWN | libc::MAP_HUGETLB;
+    let merged = e.madv.unwrap_or(0) >> libc::MADV_MERGEABLE & 1 == 1;
+    e.status & status::ANON_PRIVATE != 0
+        && e.status & (status::AIO_RING | status::VDSO) == 0
+        && e.prot as i32 & rw == rw
+        && e.flags as i32 & never == 0
+        && !merged
+}
