@@ -11,7 +11,7 @@ use rcr_engine::dump::{self, DumpOptions, DumpStats};
 use rcr_engine::file::{FilePolicy, TcpPolicy};
 use rcr_engine::freeze::freeze;
 use rcr_engine::image::{DirSink, DirSource};
-use rcr_engine::restore::{RestoreOptions, restore as restore_tree};
+use rcr_engine::restore::{RestoreOptions, WORTH_WAITING, restore as restore_tree};
 use rcr_systemd::tags::ServiceName;
 use rcr_systemd::unit::Unit;
 
@@ -143,7 +143,7 @@ pub fn restore(directory: &Path, detach: bool, lazy: bool) -> Result<ExitCode, F
         .with_context(|| directory.display().to_string())
         .or_environment()?;
     let options = RestoreOptions {
-        lazy,
+        lazy: lazy.then_some(WORTH_WAITING),
         ..RestoreOptions::default()
     };
     let restored = restore_tree(&source, &options).or_exit(Exit::RolledBack)?;

@@ -76,8 +76,9 @@ impl<'a, 'f> Memory<'a, 'f> {
         }
     }
 
-    /// What is not filled yet may come while the processes run.
-    pub fn come_later(&mut self) -> Result<(), RestoreError> {
+    /// What is not filled yet may come while the processes run, where a mapping
+    /// has `at_least` so many bytes of content.
+    pub fn come_later(&mut self, at_least: u64) -> Result<(), RestoreError> {
         let mut content = BTreeMap::new();
         for (p, _) in self.images.live().filter(|(_, l)| l.owns.memory) {
             if !self.built.contains_key(&p.pid) {
@@ -85,7 +86,7 @@ impl<'a, 'f> Memory<'a, 'f> {
                 content.insert(p.pid, Saved { pieces });
             }
         }
-        self.pager = Some(Lazy::start(content)?);
+        self.pager = Some(Lazy::start(content, at_least)?);
         Ok(())
     }
 
@@ -257,7 +258,7 @@ impl<'a, 'f> Memory<'a, 'f> {
             map_text(&mut prog, text);
         }
         let (now, later) = match &self.pager {
-            Some(_) => Lazy::split(&live.mm.vmas, changes.write),
+            Some(pager) => pager.split(&live.mm.vmas, &kept, changes.write),
             None => (changes.write, Vec::new()),
         };
         let pager = self.pager.as_mut().filter(|_| !later.is_empty());

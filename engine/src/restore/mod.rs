@@ -42,6 +42,7 @@ use crate::task::{nap, registers};
 
 use images::Images;
 
+pub use lazy::WORTH_WAITING;
 pub use verify::{Verified, verify};
 
 /// How a restore is made.
@@ -65,8 +66,9 @@ pub struct RestoreOptions {
     /// What is bound for mounts that were not saved, by their names.
     pub external_mounts: BTreeMap<String, PathBuf>,
     /// Let processes run before all of their memory is filled: a process of
-    /// ours stays and fills it, what is touched first.
-    pub lazy: bool,
+    /// ours stays and fills mappings with at least this many bytes of content,
+    /// what is touched first. [`WORTH_WAITING`] is a good number.
+    pub lazy: Option<u64>,
     /// No network is up, as in early boot: connections are made all the same,
     /// and speak when it is.
     pub without_network: bool,
@@ -252,8 +254,8 @@ pub fn restore(
     let mut memory = memory::Memory::new(source, &images, &mut files);
     let ways = births::bear(&images, options, &mut made, &mut memory, &worlds)?;
     worlds.mount_procs(&images, &ways)?;
-    if options.lazy {
-        memory.come_later()?;
+    if let Some(at_least) = options.lazy {
+        memory.come_later(at_least)?;
     }
     let mut ways_out = BTreeMap::new();
     // All memory first: it needs descriptors of its own, for which shared

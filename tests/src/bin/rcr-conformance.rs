@@ -114,6 +114,8 @@ enum What {
         images: PathBuf,
         #[arg(long)]
         cgroup_mount: Option<PathBuf>,
+        #[arg(long)]
+        lazy: bool,
     },
 }
 
@@ -251,7 +253,8 @@ fn act() -> Result<ExitCode> {
         What::Restore {
             images,
             cgroup_mount,
-        } => steps::restore(&images, cgroup_mount.as_deref())?,
+            lazy,
+        } => steps::restore(&images, cgroup_mount.as_deref(), lazy)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,8 @@ pub enum Mode {
     Again,
     /// Pre-dumped twice while it runs, dumped, killed, restored.
     PreDump,
+    /// Dumped, killed, and restored so that it runs before its memory is filled.
+    Lazy,
     /// A dump is refused and the tree runs on.
     Refused,
 }
@@ -32,6 +34,7 @@ impl Mode {
             Mode::LeaveRunning => "leave-running",
             Mode::Again => "again",
             Mode::PreDump => "pre-dump",
+            Mode::Lazy => "lazy",
             Mode::Refused => "refused",
         }
     }
@@ -41,13 +44,14 @@ impl Mode {
         match case.fate {
             // A dump upon a pre-dump is refused there.
             Fate::Carried if case.pid_ns != PidNs::Ours => {
-                &[Mode::Restore, Mode::LeaveRunning, Mode::Again]
+                &[Mode::Restore, Mode::LeaveRunning, Mode::Again, Mode::Lazy]
             }
             Fate::Carried => &[
                 Mode::Restore,
                 Mode::LeaveRunning,
                 Mode::Again,
                 Mode::PreDump,
+                Mode::Lazy,
             ],
             Fate::Refused | Fate::NotYet => &[Mode::Refused],
         }

@@ -112,13 +112,18 @@ fn print(who: &str, refusals: &[Refusal]) {
 }
 
 /// Images into running processes.
-pub fn restore(images: &Path, cgroup_mount: Option<&Path>) -> anyhow::Result<()> {
+pub fn restore(images: &Path, cgroup_mount: Option<&Path>, lazy: bool) -> anyhow::Result<()> {
     let source = DirSource::open(images)?;
     let options = RestoreOptions {
         cgroup_mount: cgroup_mount.map(Path::to_owned),
+        // However little it is.
+        lazy: lazy.then_some(1),
         ..RestoreOptions::default()
     };
     let restored = restore::restore(&source, &options).map_err(chain)?;
+    if let Some(pager) = restored.pager() {
+        println!("{pager}");
+    }
     restored.resume().map_err(chain)
 }
 

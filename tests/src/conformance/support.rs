@@ -20,7 +20,8 @@ after each mode it and `/proc` must show what they showed before. Written by
 
 Modes: *restore*: dumped, killed, restored. *leave-running*: dumped and left
 alone. *again*: dumped and restored twice. *pre-dump*: memory written while it
-runs, then what had changed since.
+runs, then what had changed since. *lazy*: restored so that it runs before its
+memory is filled.
 ";
 
 /// The table as it stands in the documents. It depends on nothing but verdicts:

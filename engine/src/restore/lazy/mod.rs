@@ -25,6 +25,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::image::schema::VmaEntry;
+use crate::memory::heritage::Kept;
 use crate::memory::pages::{Piece, Saved};
 use crate::memory::vma::status;
 use crate::remote::{Arena, OpId, Program, Tracee};
@@ -36,7 +37,7 @@ use pager::{Answer, NewSpace, Order};
 
 /// Mappings with less content than this are filled at once: that takes less
 /// than the faults would.
-const WORTH_IT: u64 = 1 << 20;
+pub const WORTH_WAITING: u64 = 1 << 20;
 
 /// The pager, as its restorer sees it.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub struct Lazy {
     pid: i32,
     device: File,
     live: bool,
+    at_least: u64,
 }
 
 /// A process's wish, part of the program that makes its mappings.
@@ -54,8 +56,9 @@ pub struct Asked {
 }
 
 impl Lazy {
-    /// Starts the pager; `content` is what processes are filled with.
-    pub fn start(content: BTreeMap<i32, Saved<'_>>) -> Result<Self, RestoreError> {
+    /// Starts the pager; `content` is what processes are filled with. Mappings
+    /// with less than `at_least` bytes of it are not its business.
+    pub fn start(content: BTreeMap<i32, Saved<'_>>, at_least: u64) -> Result<Self, RestoreError> {
         let failed = || RestoreError::io("starting the pager of a lazy restore");
         let device = File::options()
             .read(true)
@@ -70,6 +73,7 @@ impl Lazy {
             pid,
             device,
             live: false,
+            at_least,
         })
     }
 
@@ -79,9 +83,12 @@ impl Lazy {
     }
 
     /// Splits content into what is written at once and the mappings whose
-    /// content comes later.
+    /// content comes later. Mappings in `kept` hold pages already, and only
+    /// what is missing can come.
     pub fn split<'a>(
+        &self,
         vmas: &[VmaEntry],
+        kept: &BTreeMap<u64, Kept>,
         pieces: Vec<Piece<'a>>,
     ) -> (Vec<Piece<'a>>, Vec<Range<u64>>) {
         let saved = Saved { pieces };
@@ -91,7 +98,7 @@ impl Lazy {
         };
         let later: Vec<_> = vmas
             .iter()
-            .filter(|e| can_wait(e) && bytes(e) >= WORTH_IT)
+            .filter(|e| can_wait(e) && !kept.contains_key(&e.start) && bytes(e) >= self.at_least.max(1))
             .map(|e| e.start..e.end)
             .collect();
         let mut now = Vec::new();

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::CloneFlags;
 use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
+use rcr_engine::Process;
 
 use super::Lab;
 use super::processes::{kill_descendants, reap_all, reap_if_ended, states};
@@ -135,10 +136,11 @@ impl Run<'_> {
                 kernel_mappings: forged == Some(Forge::Vdso),
             };
             let before = self.settled(leave)?;
+            let mut pager = None;
             match mode {
                 Mode::Refused => self.refused(&before, f)?,
                 Mode::LeaveRunning => self.dump(cycle, true)?,
-                Mode::Restore | Mode::Again | Mode::PreDump => {
+                Mode::Restore | Mode::Again | Mode::PreDump | Mode::Lazy => {
                     if mode == Mode::PreDump {
                         self.pre_dump()?;
                     }
@@ -153,16 +155,24 @@ impl Run<'_> {
                         forge.apply(&self.stage.images(cycle), self.root)?;
                     }
                     self.stage.publish(&self.stage.restored_file(), "")?;
-                    self.restore(cycle)?;
+                    if mode == Mode::Lazy {
+                        self.stage.publish(&self.stage.go_file(cycle), "")?;
+                    }
+                    pager = self.restore(cycle, mode == Mode::Lazy)?;
                 }
             }
-            self.compare(&before, leave, f)?;
-            self.stage.publish(&self.stage.go_file(cycle), "")?;
+            if mode != Mode::Lazy {
+                self.compare(&before, leave, f)?;
+                self.stage.publish(&self.stage.go_file(cycle), "")?;
+            }
             let result = self.stage.result_file(cycle);
             self.wait_for(&result)?;
             let lines = fs::read_to_string(&result)?;
             let prefix = if cycle > 1 { "second time: " } else { "" };
             f.extend(prefix, lines.lines().map(str::to_owned));
+            if let Some(pager) = pager {
+                self.filled(pager)?;
+            }
         }
         Ok(())
     }
@@ -186,6 +196,18 @@ impl Run<'_> {
             last = now;
         }
         last
+    }
+
+    /// Waits until the process that fills the tree's memory has ended.
+    fn filled(&self, pager: i32) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while Process::read(pager)?.is_some_and(|p| !p.is_zombie()) {
+            if Instant::now() > end {
+                bail!("the memory is never filled");
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// Compares with the tree as it is now; what differs has to do so for a while.
@@ -350,14 +372,21 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn restore(&self, cycle: u32) -> Result<()> {
+    /// Gives the process that goes on filling the memory, if it is to be lazy.
+    fn restore(&self, cycle: u32, lazy: bool) -> Result<Option<i32>> {
         let images = path(&self.stage.images(cycle))?;
         let mut command = self.tool(&["restore", &images]);
         if let Some(c) = &self.cgroup {
             command.arg("--cgroup-mount").arg(&c.mount);
         }
+        if lazy {
+            command.arg("--lazy");
+        }
         let out = command.output()?;
-        said("restore", &out, 0)
+        said("restore", &out, 0)?;
+        let words = String::from_utf8_lossy(&out.stdout);
+        let pager = lazy.then(|| words.trim().parse().context("no pager"));
+        pager.transpose()
     }
 }
 
