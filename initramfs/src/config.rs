@@ -38,6 +38,9 @@ pub struct EarlyConfig {
     /// A stage that is to fail, for tests: `find`, `verify`, `restore`,
     /// `restore:UNIT`, `resume`, `hang` or `crash`.
     pub fail_at: Option<String>,
+    /// Fill all memory before a service runs, rather than as it is touched.
+    #[serde(default)]
+    pub eager: bool,
 }
 
 impl Default for EarlyConfig {
@@ -48,6 +51,7 @@ impl Default for EarlyConfig {
             real_init: None,
             modules: Vec::new(),
             fail_at: None,
+            eager: false,
         }
     }
 }

@@ -27,6 +27,10 @@ pub struct Options {
     #[arg(long, value_name = "ARGUMENTS")]
     pub command_line: Option<String>,
 
+    /// Let no service run before all of its memory is filled, rather than as it is touched
+    #[arg(long)]
+    pub eager: bool,
+
     /// Check everything and touch nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -34,6 +34,8 @@ struct Note {
     initrd: Option<PathBuf>,
     append: Option<String>,
     command_line: Option<String>,
+    #[serde(default)]
+    eager: bool,
 }
 
 /// Loads the kernel and leaves it loaded.
@@ -53,6 +55,7 @@ pub fn load(
         initrd: options.initrd.as_deref().map(absolute).transpose()?,
         append: options.append.clone(),
         command_line: options.command_line.clone(),
+        eager: options.eager,
     };
     let write = || -> anyhow::Result<()> {
         let path = Path::new(LOADED_NOTE);
@@ -128,6 +131,7 @@ fn with_note(options: &Options) -> Result<Options, Failure> {
         initrd: note.initrd,
         append: note.append,
         command_line: note.command_line,
+        eager: note.eager,
         ..options.clone()
     })
 }

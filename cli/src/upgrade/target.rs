@@ -28,6 +28,7 @@ pub struct Target {
     modules: ModuleSet,
     program: Vec<u8>,
     command_line: CommandLine,
+    eager: bool,
 }
 
 impl Target {
@@ -51,6 +52,7 @@ impl Target {
             modules,
             program,
             command_line,
+            eager: options.eager,
         })
     }
 
@@ -63,6 +65,7 @@ impl Target {
                 Some(FailAt::Early(stage)) => Some(stage.clone()),
                 _ => None,
             },
+            eager: self.eager,
             ..EarlyConfig::default()
         };
         let input = OverlayInput {

@@ -50,6 +50,12 @@ pub enum RegionError {
         /// Bytes of a block, in MiB.
         block_mib: u64,
     },
+    /// A process goes on using a region that is to be given back.
+    #[error("process {pid} does not let go of the memory; restart what it belongs to")]
+    Mapped {
+        /// The process.
+        pid: i32,
+    },
     /// A former region is still there.
     #[error("{path} holds the region of another upgrade in preparation")]
     InUse {

@@ -1,7 +1,9 @@
 //! Giving a region back as RAM once nothing of it is needed any more.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::dax_device::{DEVICE_DRIVER, DaxDevice, RAM_DRIVER, holder};
 use super::hotplug;
@@ -9,6 +11,11 @@ use super::region_error::{Context, RegionError};
 use super::sysfs;
 use crate::locator::Locator;
 use crate::range::PhysRange;
+
+/// For a service's memory to come out of a region.
+const MAPPED_PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks.
+const MAPPED_POLL: Duration = Duration::from_millis(100);
 
 /// What came of giving a region back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +30,14 @@ pub struct Released {
 
 /// Makes RAM of every device that holds a range of the locator.
 ///
-/// Nothing may have the devices mapped. Loads the module kmem, which must not be
+/// Waits until nobody has the devices mapped: a service's memory may still be
+/// coming out of them. Loads the module kmem, which must not be
 /// loaded earlier: it would take soft-reserved memory at once. Calling it again
 /// is harmless.
 ///
 /// # Errors
-/// [`RegionError::NoDevice`], [`RegionError::NotOnline`] or what the system says;
+/// [`RegionError::NoDevice`], [`RegionError::NotOnline`], [`RegionError::Mapped`]
+/// after ten minutes, or what the system says;
 /// what was given back until then stays RAM.
 pub fn give_back(locator: &Locator) -> Result<Released, RegionError> {
     let mem_total_before = sysfs::meminfo("MemTotal")?;
@@ -40,6 +49,7 @@ pub fn give_back(locator: &Locator) -> Result<Released, RegionError> {
             holders.push(device);
         }
     }
+    wait_until_unmapped(&holders)?;
     load_ram_driver()?;
     for device in holders {
         make_ram(device)?;
@@ -69,6 +79,38 @@ pub fn give_back(locator: &Locator) -> Result<Released, RegionError> {
         mem_total_before,
         mem_total_after,
     })
+}
+
+fn wait_until_unmapped(devices: &[&DaxDevice]) -> Result<(), RegionError> {
+    // Wherever its file system is mounted by now.
+    let paths: Vec<String> = devices.iter().map(|d| format!("/{}", d.name)).collect();
+    let end = Instant::now() + MAPPED_PATIENCE;
+    while let Some(pid) = mapped_by(&paths)? {
+        if Instant::now() > end {
+            return Err(RegionError::Mapped { pid });
+        }
+        std::thread::sleep(MAPPED_POLL);
+    }
+    Ok(())
+}
+
+/// A process that has one of the files mapped.
+fn mapped_by(paths: &[String]) -> Result<Option<i32>, RegionError> {
+    for entry in fs::read_dir("/proc").doing(|| "reading /proc".to_owned())? {
+        let name = entry.doing(|| "reading /proc".to_owned())?.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        // It may have ended meanwhile.
+        let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/maps")) else {
+            continue;
+        };
+        let mapped = |line: &str| paths.iter().any(|p| line.ends_with(p.as_str()));
+        if maps.lines().any(mapped) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
 }
 
 fn make_ram(device: &DaxDevice) -> Result<(), RegionError> {

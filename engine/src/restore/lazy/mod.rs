@@ -98,7 +98,9 @@ impl Lazy {
         };
         let later: Vec<_> = vmas
             .iter()
-            .filter(|e| can_wait(e) && !kept.contains_key(&e.start) && bytes(e) >= self.at_least.max(1))
+            .filter(|e| {
+                can_wait(e) && !kept.contains_key(&e.start) && bytes(e) >= self.at_least.max(1)
+            })
             .map(|e| e.start..e.end)
             .collect();
         let mut now = Vec::new();

@@ -44,10 +44,11 @@ fn cmdline() -> String {
     fs::read_to_string("/proc/cmdline").unwrap_or_default()
 }
 
-/// `rcr.time_limit=SECONDS` and `rcr.fail_at=STAGE`. A value that is none is
+/// `rcr.time_limit=SECONDS`, `rcr.fail_at=STAGE` and `rcr.eager`. A value that is none is
 /// left alone: the command line must not be able to stop the boot.
 fn apply_cmdline(config: &mut EarlyConfig, cmdline: &str) {
     for word in cmdline.split_ascii_whitespace() {
+        config.eager |= word == "rcr.eager";
         match word.split_once('=') {
             Some(("rcr.time_limit", seconds)) => {
                 config.time_limit_seconds = seconds.parse().unwrap_or(config.time_limit_seconds);
@@ -69,9 +70,10 @@ mod tests {
         assert_eq!(config, EarlyConfig::default());
         apply_cmdline(
             &mut config,
-            "rcr.time_limit=7 rcr.fail_at=restore:a.service\n",
+            "rcr.time_limit=7 rcr.eager rcr.fail_at=restore:a.service\n",
         );
         assert_eq!(config.time_limit_seconds, 7);
+        assert!(config.eager);
         assert_eq!(config.fail_at.as_deref(), Some("restore:a.service"));
     }
 }

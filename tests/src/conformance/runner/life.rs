@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::CloneFlags;
+use rcr_engine::Process;
 use rcr_engine::Tree;
 use rcr_engine::file::TcpPolicy;
-use rcr_engine::Process;
 
 use super::Lab;
 use super::processes::{kill_descendants, reap_all, reap_if_ended, states};

@@ -70,6 +70,7 @@ fn carry(host: &Host, config: &EarlyConfig, locator: &Locator) {
     });
     let mut engine = restorer::Engine {
         cgroup_root: host.cgroup_root.clone(),
+        lazy: !config.eager,
     };
     let report = match found {
         Ok(found) => journey.restore_all(found, &locator.nonce, &mut engine),

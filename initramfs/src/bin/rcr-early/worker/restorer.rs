@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use rcr_engine::content;
 use rcr_engine::image::ImageSource;
-use rcr_engine::restore::{RestoreOptions, Restored, restore};
+use rcr_engine::restore::{RestoreOptions, Restored, WORTH_WAITING, restore};
 use rcr_systemd::handover::{RUNTIME_TREE, UnitPlan};
 
 /// Brings a service's processes back.
@@ -35,6 +35,8 @@ pub trait Standing {
 pub struct Engine {
     /// Where cgroup2 is mounted.
     pub cgroup_root: PathBuf,
+    /// Let services run before all of their memory is filled.
+    pub lazy: bool,
 }
 
 impl Restorer for Engine {
@@ -53,6 +55,7 @@ impl Restorer for Engine {
             cgroup_mount: Some(self.cgroup_root.clone()),
             journal_interim: Some(output.to_path_buf()),
             without_network: true,
+            lazy: self.lazy.then_some(WORTH_WAITING),
             ..RestoreOptions::default()
         };
         Ok(Box::new(Stopped(restore(images, &options)?)))
