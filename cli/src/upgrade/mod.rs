@@ -28,8 +28,10 @@ mod tagged;
 pub mod target;
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
+use rcr_engine::restore::pagers;
 use rcr_systemd::handover::now_ms;
 
 use crate::exit::{Exit, Failure, OrExit};
@@ -50,6 +52,10 @@ use prepared::Prepared;
 use sealed::Sealed;
 use tagged::Tagged;
 use target::Target;
+
+/// For memory to come back after the upgrade before.
+const FILL_PATIENCE: Duration = Duration::from_secs(600);
+const FILL_POLL: Duration = Duration::from_millis(100);
 
 /// Runs the program as asked.
 pub fn run(options: &Options, progress: &mut Progress) -> Result<Ended, Failure> {
@@ -118,12 +124,39 @@ fn clear(options: &Options, progress: &mut Progress) -> Result<Cleared, Failure>
     environment::check().or_environment()?;
     let target = Target::read(options).or_environment()?;
     let tagged = Tagged::read().or_environment()?;
+    wait_for_memory(progress)?;
     let cleared = Cleared::check(tagged, target)?;
     progress.end("check");
     for warning in cleared.warnings() {
         progress.note(&format!("warning: {warning}"));
     }
     Ok(cleared)
+}
+
+/// After an upgrade a moment ago, what the services have in memory is not yet
+/// all that belongs to them.
+fn wait_for_memory(progress: &mut Progress) -> Result<(), Failure> {
+    let end = Instant::now() + FILL_PATIENCE;
+    let mut told = false;
+    loop {
+        let pagers = pagers().context("/proc").or_environment()?;
+        let Some(pid) = pagers.first() else {
+            return Ok(());
+        };
+        if Instant::now() > end {
+            let error = anyhow!(
+                "rcr-pager ({pid}) still fills the memory of services that were restored; \
+                 try again when it has ended"
+            );
+            return Err(Failure::new(Exit::Environment, error));
+        }
+        if !told {
+            progress.note("the memory of the last upgrade is still being filled: waiting");
+            told = true;
+        }
+        signals::check().or_environment()?;
+        std::thread::sleep(FILL_POLL);
+    }
 }
 
 /// From nothing touched to a transition that is under way.

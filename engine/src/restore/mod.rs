@@ -42,7 +42,7 @@ use crate::task::{nap, registers};
 
 use images::Images;
 
-pub use lazy::WORTH_WAITING;
+pub use lazy::{WORTH_WAITING, pagers};
 pub use verify::{Verified, verify};
 
 /// How a restore is made.

@@ -15,7 +15,8 @@ mod pending;
 mod space;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::ffi::CStr;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -30,6 +31,7 @@ use crate::memory::pages::{Piece, Saved};
 use crate::memory::vma::status;
 use crate::remote::{Arena, OpId, Program, Tracee};
 use crate::sys::paging::{USERFAULTFD_IOC_NEW, fork_off};
+use crate::tree::Process;
 
 use super::RestoreError;
 use super::worlds::take;
@@ -38,6 +40,29 @@ use pager::{Answer, NewSpace, Order};
 /// Mappings with less content than this are filled at once: that takes less
 /// than the faults would.
 pub const WORTH_WAITING: u64 = 1 << 20;
+
+/// `comm` of a pager.
+const NAME: &CStr = c"rcr-pager";
+
+/// The processes of this machine that fill memory after a lazy restore.
+///
+/// While there are any, what a restored process has in memory is not all that
+/// belongs to it, and it cannot be dumped.
+pub fn pagers() -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        if Process::read(pid)?
+            .is_some_and(|p| p.comm.as_bytes() == NAME.to_bytes() && !p.is_zombie())
+        {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
 
 /// The pager, as its restorer sees it.
 #[derive(Debug)]
@@ -67,7 +92,7 @@ impl Lazy {
             .map_err(RestoreError::io("open /dev/userfaultfd"))?;
         let (stream, theirs) = UnixStream::pair().map_err(failed())?;
         let work = |theirs| pager::run(UnixStream::from(theirs), &content);
-        let pid = fork_off(c"rcr-pager", theirs.into(), work).map_err(failed())?;
+        let pid = fork_off(NAME, theirs.into(), work).map_err(failed())?;
         Ok(Self {
             stream,
             pid,
