@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use rcr_engine::dump::{self, DumpOptions, DumpStats};
-use rcr_engine::file::{FilePolicy, TcpPolicy};
+use rcr_engine::dump::{self, Checked, DumpOptions, DumpStats};
+use rcr_engine::file::{FilePolicy, TcpPolicy, UnixPolicy};
 use rcr_engine::freeze::{Frozen, freeze as freeze_tree};
 use rcr_engine::image::ImageSink;
-use rcr_engine::{Refusal, Tree, content};
+use rcr_engine::{Tree, content};
 use rcr_systemd::handover::{OutputKind, OutputStream, RUNTIME_TREE};
 
 const STDERR: i32 = 2;
@@ -21,6 +21,7 @@ fn options() -> DumpOptions {
             tcp: TcpPolicy::Carry,
             // Connections that no program has seen yet end as at a restart.
             skip_in_flight: true,
+            unix: UnixPolicy::Reopened,
             ..FilePolicy::frozen()
         },
         pages_once: true,
@@ -28,9 +29,10 @@ fn options() -> DumpOptions {
     }
 }
 
-/// Everything that stands in the way of a tree.
-pub fn preflight(tree: &Tree) -> Result<Vec<Refusal>> {
-    Ok(dump::check(tree, &options())?)
+/// Everything that stands in the way of a tree, and what becomes of connections
+/// that lead out of it.
+pub fn preflight(tree: &Tree) -> Result<Checked> {
+    Ok(dump::examine(tree, &options())?)
 }
 
 /// About how many bytes a tree's images take.

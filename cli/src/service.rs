@@ -1,7 +1,7 @@
 //! A service about to be carried: what stands in its way, how large it is.
 
 use anyhow::{Context, Result};
-use rcr_engine::{Refusal, Tree};
+use rcr_engine::{OutsidePeer, Refusal, Tree};
 use rcr_systemd::handover::ServiceType;
 use rcr_systemd::pids::LOW;
 use rcr_systemd::tags::ServiceName;
@@ -44,16 +44,21 @@ impl Service {
 
     /// Everything that stands in the way, systemd's side first.
     pub fn refusals(&self) -> Result<Vec<Refused>> {
+        Ok(self.preflight()?.0)
+    }
+
+    /// [`Self::refusals`], and connections out of the service that do not stand
+    /// in the way.
+    pub fn preflight(&self) -> Result<(Vec<Refused>, Vec<OutsidePeer>)> {
         let mut refusals = self.unit_refusals();
-        refusals.extend(carrier::preflight(&self.tree)?);
+        let checked = carrier::preflight(&self.tree)?;
+        refusals.extend(checked.refusals);
         let unit = self.unit.id.clone();
-        Ok(refusals
-            .into_iter()
-            .map(|refusal| Refused {
-                unit: unit.clone(),
-                refusal,
-            })
-            .collect())
+        let refused = refusals.into_iter().map(|refusal| Refused {
+            unit: unit.clone(),
+            refusal,
+        });
+        Ok((refused.collect(), checked.peers))
     }
 
     fn unit_refusals(&self) -> Vec<Refusal> {

@@ -1,17 +1,18 @@
 //! `rcr check`, `rcr dump`, `rcr restore`: one tree, no kexec.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use rcr_engine::Tree;
 use rcr_engine::dump::{self, DumpOptions, DumpStats};
 use rcr_engine::file::{FilePolicy, TcpPolicy};
 use rcr_engine::freeze::freeze;
 use rcr_engine::image::{DirSink, DirSource};
 use rcr_engine::restore::{RestoreOptions, WORTH_WAITING, restore as restore_tree};
+use rcr_engine::{Becomes, OutsidePeer, Tree};
 use rcr_systemd::tags::ServiceName;
 use rcr_systemd::unit::Unit;
 
@@ -27,13 +28,14 @@ pub fn check(word: &str, json: bool) -> Result<(), Failure> {
     let unit = Unit::query(&name).or_environment()?;
     unit.require_running().or_environment()?;
     let service = Service::of(unit).or_environment()?;
-    let refusals = service.refusals().or_environment()?;
+    let (refusals, peers) = service.preflight().or_environment()?;
     let warnings = service.warnings();
     if json {
         let value = serde_json::json!({
             "unit": service.unit.id,
             "refusals": refusals,
             "warnings": warnings,
+            "peers": peers,
         });
         println!("{value:#}");
     }
@@ -50,8 +52,28 @@ pub fn check(word: &str, json: bool) -> Result<(), Failure> {
             "{} can be carried: {processes} processes, about {mib} MiB",
             service.unit.id
         );
+        for line in peer_lines(&peers) {
+            println!("{line}");
+        }
     }
     Ok(())
+}
+
+/// What becomes of connections out of the service, a line for each peer.
+fn peer_lines(peers: &[OutsidePeer]) -> Vec<String> {
+    let mut counts = BTreeMap::new();
+    for peer in peers {
+        let becomes = match peer.becomes {
+            Becomes::Reconnected => "connected again",
+            Becomes::Closed => "closed, as if the other side had gone",
+        };
+        *counts.entry((peer.peer.as_str(), becomes)).or_insert(0) += 1;
+    }
+    let line = |((peer, becomes), count)| match count {
+        1 => format!("  to {peer}: {becomes}"),
+        _ => format!("  to {peer} ({count} times): {becomes}"),
+    };
+    counts.into_iter().map(line).collect()
 }
 
 /// How a tree is dumped.
@@ -170,4 +192,33 @@ fn require_root() -> Result<(), Failure> {
         Exit::Environment,
         anyhow!("this needs root: run it with sudo"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_told_once_each() {
+        let peer = |peer: &str, becomes| OutsidePeer {
+            pid: 7,
+            comm: "a".into(),
+            object: "fd 1".into(),
+            peer: peer.into(),
+            becomes,
+        };
+        let stream = "/run/systemd/journal/stdout";
+        let peers = [
+            peer(stream, Becomes::Reconnected),
+            peer("/dev/log", Becomes::Closed),
+            peer(stream, Becomes::Reconnected),
+        ];
+        assert_eq!(
+            peer_lines(&peers),
+            [
+                "  to /dev/log: closed, as if the other side had gone",
+                "  to /run/systemd/journal/stdout (2 times): connected again",
+            ]
+        );
+    }
 }

@@ -24,4 +24,5 @@ mod tree;
 mod socket;
 
 pub use refusal::Refusal;
+pub use socket::peer::{Becomes, OutsidePeer};
 pub use tree::{Process, Tree};

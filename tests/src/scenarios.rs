@@ -95,6 +95,7 @@ impl Bench<'_> {
             dir: &dir,
             payload: Some(self.payload),
             detached: false,
+            cmpxchg16b: false,
         })?;
         guest::install_product(&mut vm)?;
         Ok(vm)

@@ -52,6 +52,9 @@ pub struct Options<'a> {
     pub payload: Option<&'a Path>,
     /// Whether QEMU goes on when this process ends.
     pub detached: bool,
+    /// Programs of the guest use the instruction cmpxchg16b, which emulated
+    /// machines are otherwise without.
+    pub cmpxchg16b: bool,
 }
 
 /// Host ports that lead to the guest's services.
@@ -96,7 +99,7 @@ impl Vm {
     /// When QEMU does not start or the guest does not come up; the console's
     /// last lines are part of the message.
     pub fn start(options: &Options<'_>) -> Result<Vm> {
-        let snapshot = ready::snapshot(options.image, options.kernel, options.accel)?;
+        let snapshot = ready::snapshot(options)?;
         let mut vm = Vm::spawn(options, &snapshot.disk, Some(ready::TAG))?;
         vm.agent
             .wait(BOOT_TIMEOUT, &mut vm.child)
@@ -129,6 +132,7 @@ impl Vm {
             ports,
             resume_from: tag,
             detached: options.detached,
+            cmpxchg16b: options.cmpxchg16b,
         };
         let child = machine.spawn(&dir)?;
         let record = Record {

@@ -41,6 +41,7 @@ pub fn run(json: Option<&Path>) -> Result<ExitCode> {
         dir: &dir,
         payload: Some(&payload),
         detached: false,
+        cmpxchg16b: false,
     };
     let mut vm = Vm::start(&options)?;
     guest::install_product(&mut vm)?;

@@ -168,6 +168,7 @@ fn start(name: &str, kernel: Option<&str>, payload: Option<&Path>) -> Result<()>
         dir: &dir,
         payload: payload.as_deref(),
         detached: true,
+        cmpxchg16b: false,
     };
     let mut vm = Vm::start(&options)?;
     let boot = vm.boot()?;

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::unistd::Pid;
 
 use super::{DumpError, DumpOptions};
-use crate::Refusal;
 use crate::content;
 use crate::file::{FilePolicy, FileSaver, TaskFiles};
 use crate::freeze;
@@ -20,9 +19,24 @@ use crate::sys::text;
 use crate::task::creds::same_ids;
 use crate::task::status::Status;
 use crate::tree::{Process, Tree};
+use crate::{OutsidePeer, Refusal};
+
+/// What a look at a running tree finds.
+#[derive(Debug, Clone, Default)]
+pub struct Checked {
+    /// What stands in the way of a checkpoint.
+    pub refusals: Vec<Refusal>,
+    /// Connections out of the tree that do not, and what becomes of them.
+    pub peers: Vec<OutsidePeer>,
+}
 
 /// Everything that stands in the way of a checkpoint of the tree as it is now.
 pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpError> {
+    Ok(examine(tree, options)?.refusals)
+}
+
+/// [`check`], and what becomes of connections that lead out of the tree.
+pub fn examine(tree: &Tree, options: &DumpOptions) -> Result<Checked, DumpError> {
     let _namespaces = NsIds::remember();
     let host = NsIds::own()?;
     let mut out = Vec::new();
@@ -65,7 +79,10 @@ pub fn check(tree: &Tree, options: &DumpOptions) -> Result<Vec<Refusal>, DumpErr
     files.settle()?;
     out.extend(nets.refusals(&files, options)?);
     out.extend(files.refusals().iter().cloned());
-    Ok(out)
+    Ok(Checked {
+        refusals: out,
+        peers: files.outside_peers(),
+    })
 }
 
 /// How often mappings are looked at that seem to be in the making.

@@ -45,7 +45,7 @@ use crate::task::seccomp::FilterTable;
 
 use sharing::Sharing;
 
-pub use check::{check, estimate_bytes};
+pub use check::{Checked, check, estimate_bytes, examine};
 pub(crate) use process::open_voice;
 pub(crate) use settled::{Settled, Workshop};
 

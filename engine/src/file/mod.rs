@@ -93,6 +93,9 @@ pub enum UnixPolicy {
     /// They stand in the way of a checkpoint.
     #[default]
     Refuse,
+    /// Those to servers whose clients connect again come back as if the peer had
+    /// closed them; others stand in the way.
+    Reopened,
     /// They come back as if the peer had closed them.
     Close,
 }

@@ -15,6 +15,7 @@ mod multicast;
 pub(crate) mod netlink;
 pub(crate) mod opts;
 pub(crate) mod packet;
+pub(crate) mod peer;
 pub(crate) mod sys;
 pub(crate) mod tcp;
 pub(crate) mod unix;

@@ -7,6 +7,7 @@ use nix::sys::stat::fstat;
 
 use super::diag::{self, UnixInfo};
 use super::home::at_home;
+use super::peer::{self, OutsidePeer};
 use super::sys::bytes_unacknowledged;
 use super::unix_queue::Queued;
 use super::{Kind, opts};
@@ -204,7 +205,7 @@ pub(crate) fn settle(
         let waiting = info.map_or(&[][..], |i| &i.pending);
         for (place, ino) in waiting.iter().enumerate() {
             pending.insert(*ino, (usk.id, place as u32));
-            if !by_ino.contains_key(ino) && rules.unix == UnixPolicy::Refuse {
+            if !by_ino.contains_key(ino) && rules.unix != UnixPolicy::Close {
                 let stop = refuse::<()>(
                     "listening unix socket",
                     "a connection from outside of the service waits to be accepted",
@@ -352,16 +353,42 @@ fn decide(
 }
 
 fn outside(more: &RcrSocket, whom: &str, rules: &Rules) -> Result<(Fate, Option<u32>), Stop> {
-    if rules.unix == UnixPolicy::Close {
+    let name = shown_peer(more);
+    let closed = match rules.unix {
+        UnixPolicy::Refuse => false,
+        UnixPolicy::Reopened => peer::is_reopened(&name),
+        UnixPolicy::Close => true,
+    };
+    if closed {
         return Ok((Fate::Closed, None));
     }
-    let name = more
-        .peer
-        .as_deref()
-        .map_or("unnamed".into(), sys::show_address);
     refuse(
         "unix connection",
         format!("it leads to {whom} (peer {name})"),
-        "stop the other side, allow such connections to be closed, or untag the unit",
+        peer::advice(&name),
     )
+}
+
+fn shown_peer(more: &RcrSocket) -> String {
+    more.peer
+        .as_deref()
+        .map_or("unnamed".into(), sys::show_address)
+}
+
+/// The connections that lead out of the tree and do not stand in the way, once
+/// all is settled.
+pub(crate) fn outside_peers<'a>(
+    files: impl Iterator<Item = &'a Saved>,
+) -> impl Iterator<Item = OutsidePeer> {
+    files.filter_map(|saved| {
+        saved.entry.usk.as_ref()?;
+        let more = saved.extra.socket.as_ref()?;
+        Some(OutsidePeer {
+            pid: saved.found.pid,
+            comm: saved.found.comm.clone(),
+            object: saved.found.object.clone(),
+            peer: shown_peer(more),
+            becomes: peer::Becomes::of(more.fate())?,
+        })
+    })
 }

@@ -25,6 +25,7 @@ fn harness(bench: &Bench<'_>) -> Result<()> {
         dir: &dir,
         payload: None,
         detached: false,
+        cmpxchg16b: false,
     })?;
     commands(&mut vm)?;
     DATA.fill(vm.ports().redis)?;

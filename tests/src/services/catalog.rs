@@ -23,6 +23,8 @@ pub struct Service {
     pub group: u8,
     /// Other services of the catalog that its clients need: they are tagged too.
     pub with: &'static [&'static str],
+    /// It uses the instruction cmpxchg16b.
+    pub cmpxchg16b: bool,
     /// Settings without which it is refused, for people; `setup` makes them.
     pub needs: &'static [&'static str],
     /// Run in the guest before the unit is started.
@@ -41,6 +43,7 @@ const NONE: Service = Service {
     package: "",
     group: 0,
     with: &[],
+    cmpxchg16b: false,
     needs: &[],
     setup: "",
     after: "",
@@ -144,6 +147,7 @@ pub const SERVICES: &[Service] = &[
         name: "HAProxy",
         unit: "haproxy.service",
         package: "haproxy",
+        cmpxchg16b: true,
         group: 2,
         with: &["memcached"],
         setup: "printf 'frontend held\\n mode tcp\\n option tcplog\\n timeout client 1h\\n bind :7000\\n \
@@ -277,7 +281,7 @@ pub const SERVICES: &[Service] = &[
         unit: "unbound.service",
         package: "unbound",
         group: 1,
-        setup: "printf 'server:\\n interface: 0.0.0.0\\n access-control: 10.0.2.0/24 allow\\n \
+        setup: "rm -f /etc/unbound/unbound.conf.d/root-auto-trust-anchor-file.conf; printf 'server:\\n interface: 0.0.0.0\\n access-control: 10.0.2.0/24 allow\\n \
                 tcp-idle-timeout: 600000\\n local-data: \"held.example. A 127.1.2.3\"\\n' \
                 >/etc/unbound/unbound.conf.d/held.conf",
         ports: &[53],

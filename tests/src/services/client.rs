@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Between a good answer and the next question.
-const INTERVAL: Duration = Duration::from_millis(150);
+const INTERVAL: Duration = Duration::from_millis(400);
 
 /// Host ports that lead to the guest's, by the guest's number.
 #[derive(Debug, Clone, Default)]

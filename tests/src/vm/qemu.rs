@@ -45,7 +45,7 @@ impl Accel {
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // Guests oopsed at random with the emulated cmpxchg16b.
+            // Guests oopsed at random with the cmpxchg16b of older emulators.
             Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"],
         }
     }
@@ -103,6 +103,8 @@ pub(super) struct Machine<'a> {
     /// A snapshot in the disk to go on from.
     pub resume_from: Option<&'a str>,
     pub detached: bool,
+    /// Programs may use the instruction cmpxchg16b.
+    pub cmpxchg16b: bool,
 }
 
 impl Machine<'_> {
@@ -118,6 +120,10 @@ impl Machine<'_> {
     fn command(&self) -> Command {
         let mut command = base_command(self.accel);
         command.args(["-m", MEMORY]);
+        if self.cmpxchg16b && self.accel == Accel::Tcg {
+            // The later of two takes effect.
+            command.args(["-cpu", "max"]);
+        }
         command.arg("-kernel").arg(&self.kernel.vmlinuz);
         command.arg("-initrd").arg(&self.kernel.initrd);
         command.args(["-append", COMMAND_LINE]);

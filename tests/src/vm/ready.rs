@@ -2,14 +2,13 @@
 //! second or two, booting takes many.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::image::{Image, Kernel};
-use super::qemu::{Accel, Machine, QEMU};
+use super::qemu::{Machine, QEMU};
 use super::qmp::Qmp;
 use super::{BOOT_TIMEOUT, Options, Ports, Vm};
 
@@ -22,11 +21,18 @@ pub struct Snapshot {
     pub disk: PathBuf,
 }
 
-/// The snapshot of `image` booted with `kernel`, made now if there is none.
+/// The snapshot of a machine with these options, made now if there is none.
 ///
 /// # Errors
 /// When the machine does not boot.
-pub fn snapshot(image: &Image, kernel: &Kernel, accel: Accel) -> Result<Snapshot> {
+pub fn snapshot(options: &Options<'_>) -> Result<Snapshot> {
+    let Options {
+        image,
+        kernel,
+        accel,
+        cmpxchg16b,
+        ..
+    } = *options;
     let dir = image.dir.join("ready");
     fs::create_dir_all(&dir)?;
     let version = qemu_version()?;
@@ -36,6 +42,7 @@ pub fn snapshot(image: &Image, kernel: &Kernel, accel: Accel) -> Result<Snapshot
         ports: Ports::default(),
         resume_from: None,
         detached: false,
+        cmpxchg16b,
     };
     let fingerprint = machine.fingerprint();
     let name = format!(
@@ -47,16 +54,16 @@ pub fn snapshot(image: &Image, kernel: &Kernel, accel: Accel) -> Result<Snapshot
     let lock = File::create(dir.join(format!("{name}.lock")))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     if !disk.exists() {
-        make(image, kernel, accel, &disk)?;
+        make(options, &disk)?;
     }
     Ok(Snapshot { disk })
 }
 
-fn make(image: &Image, kernel: &Kernel, accel: Accel, disk: &PathBuf) -> Result<()> {
+fn make(options: &Options<'_>, disk: &Path) -> Result<()> {
     let empty = disk.with_extension("empty");
     let made = Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .arg(image.root().canonicalize()?)
+        .arg(options.image.root().canonicalize()?)
         .arg(&empty)
         .status()
         .context("starting qemu-img")?;
@@ -65,12 +72,10 @@ fn make(image: &Image, kernel: &Kernel, accel: Accel, disk: &PathBuf) -> Result<
     }
     let dir = disk.with_extension("boot");
     let options = Options {
-        image,
-        kernel,
-        accel,
         dir: &dir,
         payload: None,
         detached: false,
+        ..*options
     };
     let mut vm = Vm::spawn(&options, &empty, None)?;
     vm.agent

@@ -21,7 +21,6 @@ use super::memfd::Memfds;
 use super::pipe::Pipes;
 use super::record::{RcrFile, RcrFilesHead};
 use super::{Connections, FilePolicy, TaskFiles, UnixPolicy, bpf, late, sys, tty, uring};
-use crate::Refusal;
 use crate::ext::{self, RcrNetwork};
 use crate::image::schema::{FdinfoEntry, FileEntry};
 use crate::image::{ImageSink, ImageWriter, Kind, names, put_image, put_records};
@@ -30,6 +29,7 @@ use crate::socket::{tcp, unix};
 use crate::sys::SysError;
 use crate::sys::kernel::Window;
 use crate::sys::text;
+use crate::{OutsidePeer, Refusal};
 use under_way::Holder;
 
 /// Collects the open files of a tree.
@@ -444,6 +444,12 @@ impl FileSaver {
                 *field = home;
             }
         }
+    }
+
+    /// Connections out of the tree that do not stand in the way; complete after
+    /// [`settle`](Self::settle).
+    pub fn outside_peers(&self) -> Vec<OutsidePeer> {
+        crate::socket::unix::outside_peers(self.files.values()).collect()
     }
 
     /// Ids of journal streams, for whoever connects them again.
