@@ -101,15 +101,9 @@ pub const SERVICES: &[Service] = &[
         unit: "mariadb.service",
         package: "mariadb-server",
         group: 1,
-        needs: &[
-            "`innodb_use_native_aio=0` (it uses io_uring)",
-            "`ProtectControlGroups=yes` (it watches memory pressure, by a trigger that no kernel \
-             tells)",
-        ],
+        needs: &["`innodb_use_native_aio=0` (it uses io_uring)"],
         setup: "sed -i 's/^bind-address.*/bind-address = 0.0.0.0\\ninnodb_use_native_aio = 0/' \
-                /etc/mysql/mariadb.conf.d/50-server.cnf; mkdir -p /etc/systemd/system/mariadb.service.d; \
-                printf '[Service]\\nProtectControlGroups=yes\\n' \
-                >/etc/systemd/system/mariadb.service.d/held.conf; systemctl daemon-reload",
+                /etc/mysql/mariadb.conf.d/50-server.cnf",
         after: "mariadb -e \"CREATE DATABASE held; CREATE USER held@'10.0.2.2'; \
                 GRANT ALL ON held.* TO held@'10.0.2.2'; \
                 CREATE TABLE held.seen (n bigint, t text)\"",

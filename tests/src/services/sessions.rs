@@ -152,9 +152,10 @@ impl Shell {
     /// # Errors
     /// When the client does not start or there is no shell.
     pub fn open(doors: &Doors) -> Result<Box<dyn Talk>> {
-        let mut shell = Piped::start(ssh(doors)?.args(["-tt", "held@127.0.0.1"]))?;
+        let mut shell = Piped::start(ssh(doors)?.args(["-tt", "held@127.0.0.1", "exec", "sh"]))?;
         shell.say("PS1=; stty -echo; held=0; echo be\"gun\"")?;
-        while shell.hear()?.trim() != "begun" {}
+        // What was typed ends with a quotation mark.
+        while !shell.hear()?.trim_end().ends_with("begun") {}
         Ok(Box::new(Shell(shell)))
     }
 }
