@@ -23,10 +23,8 @@ impl Assembly {
 
     /// Whether a mount gets its propagation by itself, not by joining another.
     pub fn leads(&self, m: &MountEntry) -> bool {
-        m.group.is_none_or(|g| {
-            self.leader(g)
-                .is_none_or(|l| std::ptr::eq(&self.image.mounts[l], m))
-        })
+        m.group
+            .is_none_or(|g| self.leader(g).is_none_or(|l| self.image.mounts[l] == *m))
     }
 
     /// Joins peer groups, leaders first.

@@ -344,7 +344,9 @@ fn pid_namespace_of(root: &OwnedFd) -> Option<u64> {
     if let Some(first) = namespace("1") {
         return Some(first);
     }
-    let dir = rustix::fs::Dir::read_from(root).ok()?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(root, ".", flags, Mode::empty()).ok()?;
+    let dir = rustix::fs::Dir::new(dir).ok()?;
     let names = dir.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
     let pids = names.filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
     // Who is in a namespace below has further ids.
