@@ -60,6 +60,9 @@ impl<'a> Pending<'a> {
     }
 
     fn take_within(&mut self, range: &Range<u64>) -> Vec<(u64, &'a [u8])> {
+        if range.is_empty() {
+            return Vec::new();
+        }
         let before = self.runs.range(..range.start).next_back();
         let first = before
             .filter(|(s, b)| *s + b.len() as u64 > range.start)
