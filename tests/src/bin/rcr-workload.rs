@@ -16,10 +16,10 @@ fn main() -> Result<()> {
             ballast.resize(BALLAST_BYTES, 1_u8);
             None
         }
-        "io-uring" => Some(io_uring()?),
+        "polled-ring" => Some(polled_ring()?),
         "userfaultfd" => Some(userfaultfd()?),
         _ => {
-            eprintln!("usage: rcr-workload plain|ballast|io-uring|userfaultfd");
+            eprintln!("usage: rcr-workload plain|ballast|polled-ring|userfaultfd");
             std::process::exit(2);
         }
     };
@@ -28,11 +28,13 @@ fn main() -> Result<()> {
     }
 }
 
-/// An io_uring instance of eight entries.
-fn io_uring() -> Result<OwnedFd> {
-    // struct io_uring_params of linux/io_uring.h: 120 bytes, all of them may be
-    // zero on entry.
+/// An io_uring instance of eight entries that a thread of the kernel polls.
+fn polled_ring() -> Result<OwnedFd> {
+    const IORING_SETUP_SQPOLL: u8 = 1 << 1;
+    // struct io_uring_params of linux/io_uring.h: 120 bytes, all but the flags
+    // (the third word) may be zero on entry.
     let mut parameters = [0_u8; 120];
+    parameters[8] = IORING_SETUP_SQPOLL;
     // SAFETY: the buffer has the size of io_uring_params and outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 8, parameters.as_mut_ptr()) };
     owned(fd)

@@ -17,7 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 
 /// A descriptor each that no image can hold: the workload and a word that the
 /// refusal has to use for it.
-const HELD: [(&str, &str); 2] = [("io-uring", "io_uring"), ("userfaultfd", "userfaultfd")];
+const HELD: [(&str, &str); 2] = [("polled-ring", "SQPOLL"), ("userfaultfd", "userfaultfd")];
 
 fn refusal(bench: &Bench<'_>) -> Result<()> {
     let mut vm = bench.tagged(bench.older())?;
