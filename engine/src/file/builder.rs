@@ -96,6 +96,14 @@ impl<'a> FileBuilder<'a> {
                 pipes.divide(pipe_id, &extra.packets);
             }
         }
+        let mut queues = unix_queue::load(source)?;
+        for (id, extra) in &extras {
+            let at = extra.socket.as_ref().and_then(|s| s.urgent_at);
+            let usk = entries.get(id).and_then(|e| e.usk.as_ref());
+            if let (Some(at), Some(usk)) = (at, usk) {
+                unix_queue::mark_urgent(&mut queues, usk.ino, at);
+            }
+        }
         let ghosts = Revived::new(remaps, |id| {
             let flags = entries.get(&id)?.reg.as_ref()?.flags;
             Some((flags, extras.get(&id).map(Rc::as_ref)?))
@@ -112,7 +120,7 @@ impl<'a> FileBuilder<'a> {
             memfds: MemfdsBack::load(source)?,
             terminals: TerminalsBack::load(source)?,
             ghosts,
-            queues: unix_queue::load(source)?,
+            queues,
             later: Later::default(),
             dead,
             bpf_maps: bpf::MapsBack::load(source)?,
@@ -646,7 +654,7 @@ impl<'a> FileBuilder<'a> {
         for packet in self.queues.get(&ino).into_iter().flatten() {
             let files = packet.files.iter().map(|id| Ok(sys::dup(opened(id)?)?));
             let files = files.collect::<Result<Vec<_>, BuildError>>()?;
-            let along = unix_queue::ancillary(files, packet.sender);
+            let along = unix_queue::ancillary(files, packet.sender, packet.urgent);
             let one = std::slice::from_ref(packet);
             let Some(from) = packet.from else {
                 unix_queue::with_room(through, one, |p| {

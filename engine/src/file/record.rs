@@ -269,6 +269,33 @@ pub struct RcrSocket {
     /// Its file was removed.
     #[prost(bool, optional, tag = "12")]
     pub deleted: Option<bool>,
+    /// For UDP and UDP-Lite: what nobody has read yet.
+    #[prost(message, repeated, tag = "13")]
+    pub datagrams: Vec<RcrDatagram>,
+    /// For unix streams: how many bytes of the queue stand before the one that
+    /// was sent with MSG_OOB.
+    #[prost(uint64, optional, tag = "14")]
+    pub urgent_at: Option<u64>,
+}
+
+/// A datagram that waits to be read.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrDatagram {
+    /// `sockaddr` it came from.
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub source: Vec<u8>,
+    /// `sockaddr` it was sent to.
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub target: Vec<u8>,
+    /// The bytes.
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub data: Vec<u8>,
+    /// Hops it had left (TTL).
+    #[prost(uint32, optional, tag = "4")]
+    pub hops: Option<u32>,
+    /// Its traffic class (TOS).
+    #[prost(uint32, optional, tag = "5")]
+    pub class: Option<u32>,
 }
 
 /// What becomes of a connection that does not lead to another carried file.

@@ -8,6 +8,7 @@
 //! of them remembers. Meanwhile the lock must keep packets away: whoever is
 //! spoken to would be the machine itself.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -20,6 +21,7 @@ use crate::sys::SysResult;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_PRIORITY: u16 = 6;
 const TABLE_LOCAL: u8 = 255;
@@ -33,11 +35,12 @@ const LOOPBACK: u32 = 1;
 /// Behind whatever else there is.
 const METRIC: u32 = 0xffff_0000;
 
-/// Every address is ours as long as this value lives.
+/// Every address, or the one that is meant, is ours as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct Footing {
     route: OwnedFd,
     families: Vec<i32>,
+    only: Option<IpAddr>,
 }
 
 impl Footing {
@@ -48,22 +51,50 @@ impl Footing {
         let mut footing = Self {
             route,
             families: Vec::new(),
+            only: None,
         };
+        footing.loopback_up()?;
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            match footing.add(family) {
+                Err(e) if family == libc::AF_INET6 && no_family(e.errno) => {}
+                other => other?,
+            }
+        }
+        Ok(footing)
+    }
+
+    /// Makes one address ours.
+    pub(crate) fn under(address: IpAddr) -> SysResult<Self> {
+        let route = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
+        let mut footing = Self {
+            route,
+            families: Vec::new(),
+            only: Some(address),
+        };
+        footing.loopback_up()?;
+        footing.add(match address {
+            IpAddr::V4(_) => libc::AF_INET,
+            IpAddr::V6(_) => libc::AF_INET6,
+        })?;
+        Ok(footing)
+    }
+
+    fn loopback_up(&self) -> SysResult<()> {
         let mut m = Messages::default();
         let up = (libc::IFF_UP as u32).to_ne_bytes();
         let link = [[0; 4], LOOPBACK.to_ne_bytes(), up, up].concat();
         m.message(RTM_NEWLINK, NLM_F_ACK, 1, &link);
-        footing.ask("bring the loopback device up", m)?;
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let m = everything_is_local(family, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL);
-            match footing.ask("a route for all addresses", m) {
-                Err(e) if family == libc::AF_INET6 && no_family(e.errno) => {}
-                // Somebody's who died with it.
-                Err(e) if e.errno != Errno::EEXIST => return Err(e),
-                _ => footing.families.push(family),
-            }
+        self.ask("bring the loopback device up", m)
+    }
+
+    fn add(&mut self, family: i32) -> SysResult<()> {
+        let m = self.local(family, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL);
+        match self.ask("a route for addresses", m) {
+            // Somebody's who died with it.
+            Err(e) if e.errno != Errno::EEXIST => return Err(e),
+            _ => self.families.push(family),
         }
-        Ok(footing)
+        Ok(())
     }
 
     fn ask(&self, what: &str, m: Messages) -> SysResult<()> {
@@ -78,12 +109,45 @@ impl Footing {
 
     fn remove(&mut self) -> SysResult<()> {
         while let Some(family) = self.families.pop() {
-            self.ask(
-                "take the route for all addresses away",
-                everything_is_local(family, RTM_DELROUTE, 0),
-            )?;
+            let m = self.local(family, RTM_DELROUTE, 0);
+            self.ask("take the route for addresses away", m)?;
         }
         Ok(())
+    }
+}
+
+impl Footing {
+    /// A route by which addresses are local ones.
+    fn local(&self, family: i32, message: u16, flags: u16) -> Messages {
+        let scope = match family {
+            libc::AF_INET => SCOPE_HOST,
+            _ => SCOPE_UNIVERSE,
+        };
+        let only = match self.only {
+            None => Vec::new(),
+            Some(IpAddr::V4(ip)) => ip.octets().to_vec(),
+            Some(IpAddr::V6(ip)) => ip.octets().to_vec(),
+        };
+        // struct rtmsg
+        let mut route = vec![
+            family as u8,
+            8 * only.len() as u8,
+            0,
+            0,
+            TABLE_LOCAL,
+            PROTOCOL,
+            scope,
+            TYPE_LOCAL,
+        ];
+        route.extend([0; 4]);
+        let mut m = Messages::default();
+        m.message(message, flags | NLM_F_ACK, 1, &route)
+            .attribute(RTA_OIF, &LOOPBACK.to_ne_bytes())
+            .attribute(RTA_PRIORITY, &METRIC.to_ne_bytes());
+        if !only.is_empty() {
+            m.attribute(RTA_DST, &only);
+        }
+        m
     }
 }
 
@@ -97,30 +161,6 @@ impl Drop for Footing {
 
 fn no_family(e: Errno) -> bool {
     matches!(e, Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
-}
-
-fn everything_is_local(family: i32, message: u16, flags: u16) -> Messages {
-    let scope = match family {
-        libc::AF_INET => SCOPE_HOST,
-        _ => SCOPE_UNIVERSE,
-    };
-    // struct rtmsg
-    let mut route = vec![
-        family as u8,
-        0,
-        0,
-        0,
-        TABLE_LOCAL,
-        PROTOCOL,
-        scope,
-        TYPE_LOCAL,
-    ];
-    route.extend([0; 4]);
-    let mut m = Messages::default();
-    m.message(message, flags | NLM_F_ACK, 1, &route)
-        .attribute(RTA_OIF, &LOOPBACK.to_ne_bytes())
-        .attribute(RTA_PRIORITY, &METRIC.to_ne_bytes());
-    m
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::tcp::{LISTEN, MPTCP};
-use super::{Kind, multicast, opts, tcp};
+use super::{Kind, datagram, multicast, opts, tcp};
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::examined::{Examined, Saved};
 use crate::file::record::{Fate, RcrFile, RcrSocket};
@@ -16,7 +16,8 @@ const CLOSE: u32 = 7;
 /// `IPV6_FREEBIND`, linux/in6.h.
 const IPV6_FREEBIND: i32 = 78;
 
-/// Saves a socket. Datagrams not yet read are lost, as a network may lose them.
+/// Saves a socket. What raw and ping sockets have not read yet is lost, as a
+/// network may lose it.
 pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result<(), Stop> {
     let local = sys::local_address(file.fd)?;
     let peer = sys::peer_address(file.fd)?;
@@ -98,6 +99,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         fate: Some(fate.into()),
         uid: Some(file.stat.st_uid),
         gid: Some(file.stat.st_gid),
+        datagrams: datagram::save(file, kind)?,
         ..RcrSocket::default()
     });
     Ok(())
@@ -216,6 +218,7 @@ pub(crate) fn restore(isk: &InetSkEntry, extra: Option<&RcrFile>) -> Result<Owne
         // Connections that have the port already come back with it.
         set_reuse_address(fd.as_fd(), 1)?;
         bind_anyway(fd.as_fd(), isk, local)?;
+        datagram::send_again(fd.as_fd(), kind, &more.datagrams)?;
     }
     if isk.state == LISTEN {
         sys::listen(fd.as_fd(), isk.backlog as i32)?;

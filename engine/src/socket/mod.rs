@@ -4,6 +4,7 @@
 //! Sockets are examined through duplicates of the task's descriptors and made
 //! again by the controller; see [`crate::file`].
 
+mod datagram;
 mod diag;
 mod footing;
 pub(crate) mod fuzzing;
@@ -16,11 +17,13 @@ pub(crate) mod netlink;
 pub(crate) mod opts;
 pub(crate) mod packet;
 pub(crate) mod peer;
+mod steer;
 pub(crate) mod sys;
 pub(crate) mod tcp;
 pub(crate) mod unix;
 pub(crate) mod unix_back;
 pub(crate) mod unix_queue;
+mod urgent;
 mod wire;
 
 use std::os::fd::{BorrowedFd, OwnedFd};

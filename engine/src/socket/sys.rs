@@ -9,6 +9,8 @@ use crate::sys::{SysError, SysResult};
 const SIOCGSKNS: u64 = 0x894c;
 /// `SIOCOUTQNSD`, linux/sockios.h: bytes not sent yet.
 const SIOCOUTQNSD: u64 = 0x894b;
+/// asm-generic/sockios.h
+const SIOCATMARK: u64 = 0x8905;
 
 /// The network namespace of a socket.
 pub(crate) fn socket_netns(fd: BorrowedFd<'_>) -> SysResult<OwnedFd> {
@@ -19,6 +21,11 @@ pub(crate) fn socket_netns(fd: BorrowedFd<'_>) -> SysResult<OwnedFd> {
     }
     // SAFETY: just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(r) })
+}
+
+/// Whether the next byte of a stream is an urgent one (SIOCATMARK).
+pub(crate) fn at_mark(fd: BorrowedFd<'_>) -> SysResult<bool> {
+    Ok(count(fd, "ioctl(SIOCATMARK)", SIOCATMARK)? != 0)
 }
 
 fn count(fd: BorrowedFd<'_>, call: &'static str, request: u64) -> SysResult<u32> {
@@ -131,6 +138,10 @@ pub(crate) struct Ancillary {
     pub sender: Option<SkUcredEntry>,
     /// The sender's address, where it has a name.
     pub from: Option<Vec<u8>>,
+    /// Messages of other levels: level, type, value.
+    pub others: Vec<(i32, i32, Vec<u8>)>,
+    /// To be sent with MSG_OOB.
+    pub urgent: bool,
 }
 
 /// Room for control messages: descriptors (253 at most), credentials, a label.
@@ -192,7 +203,13 @@ pub(crate) fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<Option<(u
                 // SAFETY: as with descriptors.
                 drop(unsafe { OwnedFd::from_raw_fd(n) });
             }
-            _ => {}
+            (libc::SOL_SOCKET, ..) => {}
+            (level, kind, _) => {
+                let bytes = head.cmsg_len as usize - (data as usize - c as usize);
+                // SAFETY: as with the words.
+                let value = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), bytes) };
+                about.others.push((level, kind, value.to_vec()));
+            }
         }
         // SAFETY: as above.
         c = unsafe { libc::CMSG_NXTHDR(&raw const msg, c) };
@@ -255,7 +272,10 @@ pub(crate) fn send_with(
         msg.msg_control = control.as_mut_ptr().cast();
         msg.msg_controllen = (8 * used) as _;
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let mut flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    if along.urgent {
+        flags |= libc::MSG_OOB;
+    }
     // SAFETY: all that `msg` points to lives across the call and has the sizes given.
     let r = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const msg, flags) };
     if r < 0 {

@@ -39,6 +39,8 @@ static PLAIN: RcrSocket = RcrSocket {
     pending_on: None,
     pending_place: None,
     deleted: None,
+    datagrams: Vec::new(),
+    urgent_at: None,
 };
 
 impl<'a> Record<'a> {

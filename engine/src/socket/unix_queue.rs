@@ -13,15 +13,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::opts;
 use super::sys::{self, Ancillary};
+use super::{opts, urgent};
 use crate::file::sys as file_sys;
 use crate::image::schema::{ScmEntry, SkPacketEntry, SkUcredEntry};
 use crate::image::{ImageError, ImageSource, Kind as ImageKind, get_reader, names};
 use crate::sys::{SysError, SysResult};
 
 /// The largest piece of a queue that is looked at in one go.
-const PIECE: usize = 1 << 20;
+pub(super) const PIECE: usize = 1 << 20;
 /// A kind of control message, `SkPacketEntry::scm`.
 const RIGHTS: u32 = libc::SCM_RIGHTS as u32;
 
@@ -35,20 +35,69 @@ pub(crate) struct Packet {
     pub sender: Option<SkUcredEntry>,
     /// The name of the socket it was sent from.
     pub from: Option<Vec<u8>>,
+    /// It is a single byte that was sent with MSG_OOB.
+    pub urgent: bool,
 }
 
-/// The packets a socket has not read yet.
-pub(crate) fn read(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Vec<Packet>> {
+/// The packets a socket has not read yet; none where they cannot be told: the
+/// place of an urgent byte is not to be found out.
+pub(crate) fn read(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Option<Vec<Packet>>> {
+    let urgent = match kind {
+        libc::SOCK_STREAM => urgent::look(fd)?,
+        _ => None,
+    };
+    let Some(byte) = urgent else {
+        return with(fd, &[(libc::SO_PEEK_OFF, 0)], || walk(fd, kind)).map(Some);
+    };
+    // In line it shows among the others.
+    let inline = [(libc::SO_OOBINLINE, 1), (libc::SO_PEEK_OFF, 0)];
+    let packets = with(fd, &inline, || walk(fd, kind))?;
+    // Where looks end for another reason than credentials.
+    let plain = [
+        (libc::SO_PASSCRED, 0),
+        (SO_PASSPIDFD, 0),
+        (libc::SO_PASSSEC, 0),
+        (libc::SO_OOBINLINE, 1),
+        (libc::SO_PEEK_OFF, 0),
+    ];
+    let pieces = with(fd, &plain, || walk(fd, kind))?;
+    Ok(urgent::mark(packets, &pieces, byte, urgent::first(fd)?))
+}
+
+/// `SO_PASSPIDFD`, asm-generic/socket.h.
+const SO_PASSPIDFD: i32 = 76;
+
+/// Runs `f` while socket options have other values.
+fn with<T>(
+    fd: BorrowedFd<'_>,
+    options: &[(i32, i32)],
+    f: impl FnOnce() -> SysResult<T>,
+) -> SysResult<T> {
     let sol = libc::SOL_SOCKET;
-    let before = file_sys::socket_option_int(fd, sol, libc::SO_PEEK_OFF)?;
-    let packets = walk(fd, kind);
-    file_sys::set_socket_option(fd, sol, libc::SO_PEEK_OFF, &before.to_ne_bytes())?;
-    packets
+    let mut before = Vec::new();
+    let mut set = Ok(());
+    for &(name, value) in options {
+        // Older kernels do not know all of them.
+        let Ok(was) = file_sys::socket_option_int(fd, sol, name) else {
+            continue;
+        };
+        if was != value {
+            before.push((name, was));
+            set = file_sys::set_socket_option(fd, sol, name, &value.to_ne_bytes());
+        }
+        if set.is_err() {
+            break;
+        }
+    }
+    let done = set.and_then(|()| f());
+    // The look itself has moved the offset.
+    for (name, was) in before {
+        file_sys::set_socket_option(fd, sol, name, &was.to_ne_bytes())?;
+    }
+    done
 }
 
 fn walk(fd: BorrowedFd<'_>, kind: i32) -> SysResult<Vec<Packet>> {
-    let start = 0i32.to_ne_bytes();
-    file_sys::set_socket_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &start)?;
     let mut packets = Vec::new();
     let mut buffer = vec![0; PIECE];
     loop {
@@ -72,6 +121,7 @@ fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<Option<Packet>> {
             files: about.files,
             sender: about.sender,
             from: about.from,
+            urgent: false,
         })),
         Ok(None) => Ok(None),
         // Not connected, or its peer reset it: nothing is queued.
@@ -91,6 +141,8 @@ pub(crate) struct Queued {
     pub sender: Option<SkUcredEntry>,
     /// Id of the socket it was sent from, where that is not the other end.
     pub from: Option<u32>,
+    /// It is a single byte that is sent with MSG_OOB.
+    pub urgent: bool,
 }
 
 impl Queued {
@@ -135,9 +187,22 @@ pub(crate) fn load(source: &dyn ImageSource) -> Result<Queues, ImageError> {
             files: rights.flat_map(|s| s.rights).collect(),
             sender: head.ucred,
             from: head.from_id,
+            urgent: false,
         });
     }
     Ok(queues)
+}
+
+/// Notes that the byte behind `at` others of a socket's queue is an urgent one.
+pub(crate) fn mark_urgent(queues: &mut Queues, ino: u32, at: u64) {
+    let mut left = at;
+    for packet in queues.entry(ino).or_default() {
+        if left == 0 && packet.data.len() == 1 {
+            packet.urgent = true;
+            return;
+        }
+        left = left.saturating_sub(packet.data.len() as u64);
+    }
 }
 
 /// What is left to do for sockets that are made: packets that refer to other
@@ -162,7 +227,8 @@ impl Later {
         };
         if packets.iter().all(Queued::plain) {
             return with_room(peer, packets, |p| {
-                send(peer, &p.data, &Ancillary::default(), None)
+                let along = ancillary(Vec::new(), None, p.urgent);
+                send(peer, &p.data, &along, None)
             });
         }
         self.sends.push((file_sys::dup(peer)?, ino, id));
@@ -215,10 +281,15 @@ pub(crate) fn send(
 }
 
 /// What goes along with a packet.
-pub(crate) fn ancillary(files: Vec<OwnedFd>, sender: Option<SkUcredEntry>) -> Ancillary {
+pub(crate) fn ancillary(
+    files: Vec<OwnedFd>,
+    sender: Option<SkUcredEntry>,
+    urgent: bool,
+) -> Ancillary {
     Ancillary {
         files,
         sender,
-        from: None,
+        urgent,
+        ..Ancillary::default()
     }
 }

@@ -53,7 +53,23 @@ impl FileSaver {
             if state == LISTEN || self.files.get(&id).is_some_and(journal) {
                 continue;
             }
-            for packet in unix_queue::read(held.fd.as_fd(), kind as i32)? {
+            let Some(packets) = unix_queue::read(held.fd.as_fd(), kind as i32)? else {
+                let reason = "where in its queue an urgent byte stands cannot be told";
+                let stop = refuse::<()>("unix socket", reason, "try again when it was read");
+                refusals.extend(stop.err().map(|s| (id, s)));
+                continue;
+            };
+            if let Some(urgent) = packets.iter().position(|p| p.urgent) {
+                let before: usize = packets[..urgent].iter().map(|p| p.data.len()).sum();
+                let more = self
+                    .files
+                    .get_mut(&id)
+                    .and_then(|s| s.extra.socket.as_mut());
+                if let Some(more) = more {
+                    more.urgent_at = Some(before as u64);
+                }
+            }
+            for packet in packets {
                 match self.packet(id, packet)? {
                     Ok(queued) => self.unix.note(ino, queued),
                     Err(stop) => refusals.push((id, stop)),
@@ -92,6 +108,7 @@ impl FileSaver {
             files,
             sender: known,
             from,
+            urgent: packet.urgent,
         }))
     }
 

@@ -137,6 +137,39 @@ pub(crate) fn bpf_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> SysRe
     done("bpf(MAP_UPDATE_ELEM)", map.as_raw_fd(), r).map(drop)
 }
 
+/// A program that gives what comes for a group of sockets to the first one of a
+/// map (`BPF_PROG_TYPE_SK_REUSEPORT`).
+pub(crate) fn bpf_selector(map: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    const PROG_LOAD: i64 = 5;
+    const SK_REUSEPORT: u64 = 21;
+    const SELECT_REUSEPORT: u64 = 82;
+    const LICENSE: &std::ffi::CStr = c"Dual MIT/GPL";
+    let op = |code: u64, dst: u64, src: u64, offset: i16, imm: u64| {
+        code | dst << 8 | src << 12 | u64::from(offset as u16) << 16 | (imm & 0xffff_ffff) << 32
+    };
+    let code = [
+        // A key of 0 below the frame pointer.
+        op(0x62, 10, 0, -4, 0),
+        // map, by its descriptor; key; flags; the context is there
+        op(0x18, 2, 1, 0, map.as_raw_fd() as u64),
+        0,
+        op(0xbf, 3, 10, 0, 0),
+        op(0x07, 3, 0, 0, (-4i64) as u64),
+        op(0xb7, 4, 0, 0, 0),
+        op(0x85, 0, 0, 0, SELECT_REUSEPORT),
+        // SK_PASS
+        op(0xb7, 0, 0, 0, 1),
+        op(0x95, 0, 0, 0, 0),
+    ];
+    let mut attr: Attr = [0; 9];
+    attr[0] = SK_REUSEPORT | (code.len() as u64) << 32;
+    attr[1] = code.as_ptr() as u64;
+    attr[2] = LICENSE.as_ptr() as u64;
+    // SAFETY: code and license live across the call and are only read.
+    let r = unsafe { bpf(PROG_LOAD, &mut attr) };
+    owned("bpf(PROG_LOAD)", "a selector of sockets", r)
+}
+
 /// From here on no system call changes the map.
 pub(crate) fn bpf_freeze(map: BorrowedFd<'_>) -> SysResult<()> {
     let mut attr: Attr = [0; 9];

@@ -278,6 +278,19 @@ pub(crate) fn hung_up(fd: BorrowedFd<'_>) -> SysResult<bool> {
     Ok(one.revents & libc::POLLRDHUP != 0)
 }
 
+/// Whether something waits to be read.
+pub(crate) fn readable(fd: BorrowedFd<'_>) -> SysResult<bool> {
+    let mut one = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, which outlives the call; no waiting.
+    let r = unsafe { libc::poll(&raw mut one, 1, 0) };
+    done("poll", fd.as_raw_fd(), i64::from(r))?;
+    Ok(one.revents & libc::POLLIN != 0)
+}
+
 /// A raw address for messages.
 pub(crate) fn show_address(address: &[u8]) -> String {
     let family = address

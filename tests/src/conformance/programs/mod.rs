@@ -8,6 +8,7 @@ pub mod cgroups;
 pub mod clocks;
 pub mod cow;
 pub mod creds;
+pub mod datagrams;
 pub mod executables;
 pub mod files;
 pub mod filters;
@@ -97,6 +98,7 @@ pub const ALL: &[&[Case]] = &[
     sockets::CASES,
     sockets_inet::CASES,
     sockets_unix::CASES,
+    datagrams::CASES,
     tcp::CASES,
     tcp_states::CASES,
     terminals::CASES,
