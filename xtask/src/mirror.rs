@@ -149,12 +149,12 @@ mod tests {
     #[test]
     fn one_line_form() {
         let text = "# a comment\n\
-                    deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian trixie main # x\n\
-                    deb-src http://mirror.example/debian trixie main\n\
-                    deb http://mirror.example/security trixie-security main\n";
+                    deb [arch=amd64 signed-by=/k.gpg] file:/srv/mirror/debian trixie main # x\n\
+                    deb-src file:/srv/mirror/debian trixie main\n\
+                    deb file:/srv/mirror/security trixie-security main\n";
         let sources = parse_lines(text);
         assert_eq!(sources.len(), 2);
-        assert_eq!(sources[0].uri, "http://mirror.example/debian");
+        assert_eq!(sources[0].uri, "file:/srv/mirror/debian");
         assert_eq!(sources[0].suites, ["trixie"]);
         assert_eq!(sources[0].signed_by.as_deref(), Some("/k.gpg"));
         assert_eq!(
@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn deb822_form() {
-        let text = "Types: deb deb-src\n# http://elsewhere.example\nURIs: http://mirror.example/debian\n\
+        let text = "Types: deb deb-src\n# file:/elsewhere\nURIs: file:/srv/mirror/debian\n\
                     Suites: bookworm\n bookworm-updates\nComponents: main\nSigned-By: /k.gpg\n\n\
-                    Types: deb\nEnabled: no\nURIs: http://off.example\nSuites: x\n";
+                    Types: deb\nEnabled: no\nURIs: file:/off\nSuites: x\n";
         let sources = parse_stanzas(text);
         assert_eq!(sources.len(), 1);
         assert_eq!(sources[0].suites, ["bookworm", "bookworm-updates"]);
