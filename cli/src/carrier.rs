@@ -9,10 +9,14 @@ use rcr_engine::dump::{self, Checked, DumpOptions, DumpStats};
 use rcr_engine::file::{FilePolicy, TcpPolicy, UnixPolicy};
 use rcr_engine::freeze::{Frozen, freeze as freeze_tree};
 use rcr_engine::image::ImageSink;
+use rcr_engine::predump::Parent;
 use rcr_engine::{Tree, content};
 use rcr_systemd::handover::{OutputKind, OutputStream, RUNTIME_TREE};
 
 const STDERR: i32 = 2;
+
+/// Pages that processes have in common take memory once.
+pub const PAGES_ONCE: bool = true;
 
 /// How services are carried: connections of clients go on.
 fn options() -> DumpOptions {
@@ -24,7 +28,7 @@ fn options() -> DumpOptions {
             unix: UnixPolicy::Reopened,
             ..FilePolicy::frozen()
         },
-        pages_once: true,
+        pages_once: PAGES_ONCE,
         ..DumpOptions::default()
     }
 }
@@ -50,9 +54,17 @@ pub fn freeze(tree: &Tree) -> Result<Frozen> {
     Ok(freeze_tree(tree)?)
 }
 
-/// Writes a frozen tree's images.
-pub fn dump(frozen: &Frozen, sink: &mut dyn ImageSink) -> Result<DumpStats> {
-    Ok(dump::dump(frozen, sink, &options())?)
+/// Writes a frozen tree's images. What is in `parent` and was not written to
+/// since stays there.
+pub fn dump(
+    frozen: &Frozen,
+    sink: &mut dyn ImageSink,
+    parent: Option<&Parent<'_>>,
+) -> Result<DumpStats> {
+    Ok(match parent {
+        Some(parent) => dump::dump_onto(frozen, sink, &options(), parent)?,
+        None => dump::dump(frozen, sink, &options())?,
+    })
 }
 
 /// The descriptors that lead to the journal, for the manifest.

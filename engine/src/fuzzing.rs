@@ -272,7 +272,11 @@ const PID: i32 = 2;
 /// Page content and who owns it.
 pub fn pages(source: &dyn ImageSource) {
     let _ = Saved::load(source, "pagemap-2.img");
-    let _ = Saved::load_partly(source, "pagemap-2.img");
+    let _ = Saved::load_partly(
+        source,
+        "pagemap-2.img",
+        std::slice::from_ref(&(4096..1 << 20)),
+    );
     let (Ok(own), Ok(heir)) = (
         heritage::pages(source, PID),
         heritage::pages(source, PID + 1),

@@ -1,10 +1,10 @@
 //! Filling a store in the old kernel.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::ops::Range;
 
-use rcr_engine::image::ImageSink;
+use rcr_engine::image::{ImageSink, ImageSource};
 
 use crate::error::Error;
 use crate::hash::hash_all;
@@ -26,10 +26,18 @@ const SEALED_SLOT: usize = 1;
 pub struct Writer<R> {
     region: R,
     nonce: Nonce,
+    index: Index,
+}
+
+/// What a store has so far.
+#[derive(Debug)]
+struct Index {
     entries: Vec<Entry>,
+    /// So many of the entries, from the front, have their checksum.
+    hashed: usize,
     names: HashSet<String>,
     data_end: u64,
-    index_len: u64,
+    len: u64,
 }
 
 impl<R: Region> Writer<R> {
@@ -41,10 +49,13 @@ impl<R: Region> Writer<R> {
         let mut writer = Writer {
             region,
             nonce,
-            entries: Vec::new(),
-            names: HashSet::new(),
-            data_end: DATA_START,
-            index_len: 0,
+            index: Index {
+                entries: Vec::new(),
+                hashed: 0,
+                names: HashSet::new(),
+                data_end: DATA_START,
+                len: 0,
+            },
         };
         let len = writer.capacity();
         let needed = DATA_START + EXTENT_ALIGN;
@@ -62,7 +73,7 @@ impl<R: Region> Writer<R> {
 
     /// Bytes taken so far, padding, superblocks and index included.
     pub fn used(&self) -> u64 {
-        self.data_end.next_multiple_of(EXTENT_ALIGN) + self.index_len
+        self.index.data_end.next_multiple_of(EXTENT_ALIGN) + self.index.len
     }
 
     /// Bytes of the region.
@@ -80,48 +91,59 @@ impl<R: Region> Writer<R> {
         &mut self.region
     }
 
+    /// The region, its store never sealed.
+    pub fn into_region(self) -> R {
+        self.region
+    }
+
     /// Makes room for an image of `len` bytes and hands it out, its content undefined.
     ///
     /// # Errors
     /// [`Error::Full`], [`Error::Duplicate`] or [`Error::BadName`]; the store is
     /// then as before.
     pub fn allocate(&mut self, name: &str, len: u64) -> Result<&mut [u8], Error> {
-        if name.is_empty() || name.len() > NAME_LEN_MAX || name.contains('\0') {
-            return Err(Error::BadName {
-                name: name.to_owned(),
-                max: NAME_LEN_MAX,
-            });
+        let place = self.index.place(name, len, self.capacity())?;
+        Ok(&mut self.region.bytes_mut()[place.start as usize..place.end as usize])
+    }
+
+    /// What the store has so far, to be read, and the rest of it, to be written
+    /// at the same time.
+    pub fn split(&mut self) -> (Written<'_>, Rest<'_>) {
+        let capacity = self.capacity();
+        let base = self.index.data_end;
+        let (old, free) = self.region.bytes_mut().split_at_mut(base as usize);
+        let place = |e: &Entry| {
+            (
+                e.name.clone(),
+                e.offset as usize..(e.offset + e.len) as usize,
+            )
+        };
+        let written = Written {
+            bytes: old,
+            places: self.index.entries.iter().map(place).collect(),
+        };
+        let rest = Rest {
+            bytes: free,
+            base,
+            capacity,
+            index: &mut self.index,
+        };
+        (written, rest)
+    }
+
+    /// Computes the checksums of what the store has so far, which [`Self::seal`]
+    /// then need not.
+    pub fn settle(&mut self) {
+        let bytes = self.region.bytes();
+        let new = &mut self.index.entries[self.index.hashed..];
+        let extents: Vec<&[u8]> = new
+            .iter()
+            .map(|e| &bytes[e.offset as usize..][..e.len as usize])
+            .collect();
+        for (entry, hash) in new.iter_mut().zip(hash_all(&extents)) {
+            entry.hash = hash;
         }
-        if self.names.contains(name) {
-            return Err(Error::Duplicate {
-                name: name.to_owned(),
-            });
-        }
-        let offset = self.data_end.next_multiple_of(extent_align(len));
-        let data_end = offset.saturating_add(len);
-        let index_len = self.index_len + Entry::encoded_len(name.len());
-        let total = data_end
-            .checked_next_multiple_of(EXTENT_ALIGN)
-            .unwrap_or(u64::MAX)
-            .saturating_add(index_len);
-        if total > self.capacity() || self.entries.len() >= u32::MAX as usize {
-            let missing = total.saturating_sub(self.capacity());
-            return Err(Error::Full {
-                name: name.to_owned(),
-                len,
-                missing,
-            });
-        }
-        self.data_end = data_end;
-        self.index_len = index_len;
-        self.names.insert(name.to_owned());
-        self.entries.push(Entry {
-            name: name.to_owned(),
-            offset,
-            len,
-            hash: 0,
-        });
-        Ok(&mut self.region.bytes_mut()[offset as usize..data_end as usize])
+        self.index.hashed = self.index.entries.len();
     }
 
     /// Computes the checksums, writes the index and, last of all, the `sealed` mark.
@@ -129,20 +151,13 @@ impl<R: Region> Writer<R> {
     /// # Errors
     /// [`Error::Sync`]; the store then opens as not sealed or as complete.
     pub fn seal(mut self) -> Result<R, Error> {
-        let bytes = self.region.bytes();
-        let extents: Vec<&[u8]> = self
-            .entries
-            .iter()
-            .map(|e| &bytes[e.offset as usize..][..e.len as usize])
-            .collect();
-        let hashes = hash_all(&extents);
-        let mut index = Vec::with_capacity(self.index_len as usize);
-        for (entry, hash) in self.entries.iter_mut().zip(hashes) {
-            entry.hash = hash;
+        self.settle();
+        let mut index = Vec::with_capacity(self.index.len as usize);
+        for entry in &self.index.entries {
             entry.encode(&mut index);
         }
-        let index_offset = self.data_end.next_multiple_of(EXTENT_ALIGN);
-        self.sync(DATA_START..self.data_end)?;
+        let index_offset = self.index.data_end.next_multiple_of(EXTENT_ALIGN);
+        self.sync(DATA_START..self.index.data_end)?;
         self.write_through(index_offset, &index)?;
         let complete = self.superblock(2, index_offset, crc32c::crc32c(&index));
         self.write_through(SLOTS[SEALED_SLOT], &complete.encode())?;
@@ -155,13 +170,13 @@ impl<R: Region> Writer<R> {
 
     fn superblock(&self, generation: u64, index_offset: u64, index_crc: u32) -> Superblock {
         Superblock {
-            object_count: self.entries.len() as u32,
+            object_count: self.index.entries.len() as u32,
             nonce: self.nonce,
             generation,
             store_len: self.capacity(),
             index_offset,
-            index_len: self.index_len,
-            data_end: self.data_end,
+            index_len: self.index.len,
+            data_end: self.index.data_end,
             index_crc,
         }
     }
@@ -188,5 +203,88 @@ impl<R: Region> ImageSink for Writer<R> {
 
     fn reserve(&mut self, name: &str, len: usize) -> io::Result<&mut [u8]> {
         Ok(self.allocate(name, len as u64)?)
+    }
+}
+
+impl Index {
+    /// Takes `len` bytes under `name`; gives their place in the region.
+    fn place(&mut self, name: &str, len: u64, capacity: u64) -> Result<Range<u64>, Error> {
+        if name.is_empty() || name.len() > NAME_LEN_MAX || name.contains('\0') {
+            return Err(Error::BadName {
+                name: name.to_owned(),
+                max: NAME_LEN_MAX,
+            });
+        }
+        if self.names.contains(name) {
+            return Err(Error::Duplicate {
+                name: name.to_owned(),
+            });
+        }
+        let offset = self.data_end.next_multiple_of(extent_align(len));
+        let data_end = offset.saturating_add(len);
+        let index_len = self.len + Entry::encoded_len(name.len());
+        let total = data_end
+            .checked_next_multiple_of(EXTENT_ALIGN)
+            .unwrap_or(u64::MAX)
+            .saturating_add(index_len);
+        if total > capacity || self.entries.len() >= u32::MAX as usize {
+            let missing = total.saturating_sub(capacity);
+            return Err(Error::Full {
+                name: name.to_owned(),
+                len,
+                missing,
+            });
+        }
+        self.data_end = data_end;
+        self.len = index_len;
+        self.names.insert(name.to_owned());
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            offset,
+            len,
+            hash: 0,
+        });
+        Ok(offset..data_end)
+    }
+}
+
+/// The images that an unfinished store has.
+#[derive(Debug)]
+pub struct Written<'a> {
+    bytes: &'a [u8],
+    places: BTreeMap<String, Range<usize>>,
+}
+
+impl ImageSource for Written<'_> {
+    fn get(&self, name: &str) -> io::Result<Option<&[u8]>> {
+        let place = self.places.get(name);
+        Ok(place.map(|place| &self.bytes[place.clone()]))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.places.keys().cloned().collect()
+    }
+}
+
+/// The part of an unfinished store that nothing is in yet.
+#[derive(Debug)]
+pub struct Rest<'a> {
+    bytes: &'a mut [u8],
+    /// Where it begins in the region.
+    base: u64,
+    capacity: u64,
+    index: &'a mut Index,
+}
+
+impl ImageSink for Rest<'_> {
+    fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.reserve(name, bytes.len())?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn reserve(&mut self, name: &str, len: usize) -> io::Result<&mut [u8]> {
+        let place = self.index.place(name, len as u64, self.capacity)?;
+        let (start, end) = (place.start - self.base, place.end - self.base);
+        Ok(&mut self.bytes[start as usize..end as usize])
     }
 }

@@ -5,10 +5,10 @@ use std::io;
 use std::ops::Range;
 
 use proptest::prelude::*;
-use rcr_engine::image::{ImageSink, ImageSource};
+use rcr_engine::image::{Generation, Generations, ImageSink, ImageSource};
 use rcr_pmem_store::layout::region_bytes_needed;
 use rcr_pmem_store::region::FileRegion;
-use rcr_pmem_store::{Error, Nonce, Prefixed, Reader, Region, Writer};
+use rcr_pmem_store::{Error, Nonce, Reader, Region, Writer};
 
 const NONCE: Nonce = *b"sixteen bytes ok";
 
@@ -271,13 +271,13 @@ fn large_images_are_aligned_for_huge_pages() {
 fn units_keep_apart_in_one_store() {
     let mut writer = Writer::create(vec![0; 40_000], NONCE).unwrap();
     for unit in ["redis.service", "nginx.service"] {
-        Prefixed::new(&mut writer, unit)
+        Generation::new(&mut writer, format!("{unit}/"))
             .put("core-1.img", unit.as_bytes())
             .unwrap();
     }
     writer.put("manifest.json", b"{}").unwrap();
     let reader = Reader::open(writer.seal().unwrap(), &NONCE).unwrap();
-    let redis = Prefixed::new(&reader, "redis.service");
+    let redis = Generations::new(&reader, vec!["redis.service/".into()]);
     assert_eq!(redis.names(), ["core-1.img"]);
     assert_eq!(
         redis.get("core-1.img").unwrap(),
@@ -285,4 +285,40 @@ fn units_keep_apart_in_one_store() {
     );
     assert_eq!(redis.get("manifest.json").unwrap(), None);
     assert_eq!(reader.names().len(), 3);
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_while_the_rest_is_filled(
+        rounds in proptest::collection::vec(images(), 1..4),
+    ) {
+        let named = |n: usize, name: &str| format!("{n}/{name}");
+        let all: Images = rounds
+            .iter()
+            .enumerate()
+            .flat_map(|(n, images)| images.iter().map(move |(k, v)| (named(n, k), v.clone())))
+            .collect();
+        let mut writer = Writer::create(vec![0xa5; needed(&all)], NONCE).unwrap();
+        for (n, images) in rounds.iter().enumerate() {
+            let (written, mut rest) = writer.split();
+            for (name, bytes) in images {
+                rest.put(&named(n, name), bytes).unwrap();
+            }
+            prop_assert_eq!(written.names().len(), rounds[..n].iter().map(Images::len).sum::<usize>());
+            for (before, images) in rounds[..n].iter().enumerate() {
+                for (name, bytes) in images {
+                    let found = written.get(&named(before, name)).unwrap();
+                    prop_assert_eq!(found, Some(&bytes[..]));
+                }
+            }
+            if n % 2 == 0 {
+                writer.settle();
+            }
+        }
+        let reader = Reader::open(writer.seal().unwrap(), &NONCE).unwrap();
+        reader.verify().unwrap();
+        for (name, bytes) in &all {
+            prop_assert_eq!(reader.get(name).unwrap(), Some(&bytes[..]));
+        }
+    }
 }

@@ -89,7 +89,10 @@ fn write(options: &Options, places: &Places) -> Result<(), Error> {
     if let (Some(before), Some(_)) = (&before, &parent) {
         sink.set_parent(&before.path)?;
     }
-    let how = PreDumpOptions { keep: true };
+    let how = PreDumpOptions {
+        keep: true,
+        pages_once: false,
+    };
     let (_, figures) = predump::pre_dump(&Tree::Root(pid), parent, &mut sink, how)?;
     drop(sink);
     unfinished.finish(places)?;

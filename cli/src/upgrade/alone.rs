@@ -6,16 +6,17 @@
 //! transition was taken back and all is as before.
 
 use anyhow::Result;
-use rcr_pmem_store::Nonce;
 use rcr_pmem_store::region::HugeRegion;
+use rcr_pmem_store::{Nonce, Writer};
 use rcr_systemd::handover::LostUnit;
 use rcr_systemd::systemctl;
 
+use super::ahead::Ahead;
 use super::fault::{self, FailAt};
 use super::gate::Visitor;
 use super::loaded::Loaded;
 use crate::exit::{Failure, OrExit};
-use crate::progress::tell_kernel;
+use crate::progress::{Progress, tell_kernel};
 use crate::service::Service;
 
 /// Services on an otherwise empty system.
@@ -23,14 +24,19 @@ use crate::service::Service;
 pub struct Alone {
     pub(super) services: Vec<Service>,
     pub(super) lost: Vec<LostUnit>,
-    pub(super) region: HugeRegion,
+    pub(super) store: Writer<HugeRegion>,
+    pub(super) ahead: Ahead,
     pub(super) release: String,
     pub(super) nonce: Nonce,
 }
 
 /// A loaded kernel whose transition is under way.
 #[derive(Debug)]
-pub struct Leaving(Loaded);
+pub struct Leaving {
+    // Tracks processes until the store is gone.
+    ahead: Ahead,
+    loaded: Loaded,
+}
 
 /// How systemd's transition comes about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,7 @@ impl Leaving {
     /// Has systemd stop everything but the services.
     pub fn begin(
         loaded: Loaded,
+        ahead: Ahead,
         transition: Transition,
         fail_at: Option<&FailAt>,
     ) -> Result<Self, Failure> {
@@ -53,12 +60,12 @@ impl Leaving {
             systemctl::cancel_all().or_rolled_back()?;
         }
         systemctl::enqueue_kexec().or_rolled_back()?;
-        Ok(Leaving(loaded))
+        Ok(Leaving { ahead, loaded })
     }
 
     /// Waits until it has. The visitor waits at the gate for our word.
     pub fn wait(self) -> Result<(Alone, Visitor)> {
-        let Leaving(loaded) = self;
+        let Leaving { ahead, loaded } = self;
         let visitor = loaded.gate.wait()?;
         let Loaded {
             services,
@@ -66,17 +73,18 @@ impl Leaving {
             mut shield,
             mut gate,
             mut image,
-            mut region,
+            mut store,
             nonce,
         } = loaded;
         shield.keep();
         gate.keep();
         image.keep();
-        region.keep();
+        store.region_mut().keep();
         let alone = Alone {
             services,
             lost: Vec::new(),
-            region,
+            store,
+            ahead,
             release,
             nonce,
         };
@@ -97,6 +105,12 @@ impl Alone {
             }
         }
         self.services = there;
+    }
+
+    /// Copies once more what memory was written to since the last time.
+    pub fn catch_up(&mut self, progress: &mut Progress) {
+        self.ahead
+            .catch_up(&self.services, &mut self.store, progress);
     }
 }
 

@@ -7,16 +7,18 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, bail};
 use rcr_engine::freeze;
-use rcr_engine::image::ImageSink;
+use rcr_engine::image::{Generation, ImageSink};
 use rcr_pmem_store::region::HugeRegion;
-use rcr_pmem_store::{Nonce, Prefixed, Writer};
+use rcr_pmem_store::{Nonce, Writer};
 use rcr_systemd::handover::{
     FORMAT_VERSION, MANIFEST_IMAGE, Manifest, ServiceType, StageTime, UnitPlan,
 };
 use rcr_systemd::{mounts, runtime};
 
+use super::ahead::Ahead;
 use super::alone::lost;
 use super::frozen::{Frozen, words};
+use crate::progress::tell_kernel;
 use crate::service::Service;
 use crate::{carrier, environment};
 
@@ -26,6 +28,9 @@ use crate::{carrier, environment};
 #[derive(Debug)]
 pub struct Dumped {
     pub(super) trees: Vec<freeze::Frozen>,
+    /// Ends with the processes: to stop it before takes a walk through all of
+    /// their memory.
+    pub(super) ahead: Ahead,
     pub(super) store: Writer<HugeRegion>,
     pub(super) manifest: Manifest,
 }
@@ -37,17 +42,17 @@ impl Dumped {
         let Frozen {
             trees,
             lost: mut left_out,
-            region,
+            store,
+            mut ahead,
             release,
             nonce,
             frozen_ms,
         } = frozen;
-        let mut store = Writer::create(region, nonce)?;
+        let (store, done) = fill(&trees, store, &mut ahead, nonce)?;
         let mut units = Vec::new();
         let mut written = Vec::new();
-        for (service, frozen) in trees {
-            let mut sink = Prefixed::new(&mut store, &service.unit.id);
-            match dump_service(&service, &frozen, &mut sink).context("dump") {
+        for ((service, frozen), done) in trees.into_iter().zip(done) {
+            match done.context("dump") {
                 Ok(plan) => {
                     units.push(plan);
                     written.push(frozen);
@@ -73,6 +78,7 @@ impl Dumped {
         };
         Ok(Dumped {
             trees: written,
+            ahead,
             store,
             manifest,
         })
@@ -92,10 +98,40 @@ impl Dumped {
     }
 }
 
+/// Writes all images; gives each service's plan, or why there is none. Should
+/// one not go well together with what was copied ahead, as when that has left too
+/// little room, all are written whole.
+fn fill(
+    trees: &[(Service, freeze::Frozen)],
+    mut store: Writer<HugeRegion>,
+    ahead: &mut Ahead,
+    nonce: Nonce,
+) -> Result<(Writer<HugeRegion>, Vec<Result<UnitPlan>>)> {
+    let each = |store: &mut Writer<HugeRegion>, ahead: &mut Ahead| -> Vec<_> {
+        let trees = trees.iter();
+        trees
+            .map(|(service, frozen)| dump_service(service, frozen, store, ahead))
+            .collect()
+    };
+    let done = each(&mut store, ahead);
+    let reason = done.iter().find_map(|d| d.as_ref().err());
+    let Some(reason) = reason.filter(|_| !ahead.is_empty()) else {
+        return Ok((store, done));
+    };
+    tell_kernel(&format!(
+        "nothing that was copied ahead is used: {reason:#}"
+    ));
+    let mut store = Writer::create(store.into_region(), nonce)?;
+    ahead.start_over(&mut store)?;
+    let done = each(&mut store, ahead);
+    Ok((store, done))
+}
+
 fn dump_service(
     service: &Service,
     frozen: &freeze::Frozen,
-    sink: &mut dyn ImageSink,
+    store: &mut Writer<HugeRegion>,
+    ahead: &mut Ahead,
 ) -> Result<UnitPlan> {
     let unit = &service.unit;
     let pids: Vec<i32> = frozen
@@ -103,7 +139,13 @@ fn dump_service(
         .iter()
         .map(|process| process.info.pid)
         .collect();
-    let stats = carrier::dump(frozen, sink)?;
+    let image_prefix = UnitPlan::prefix_of(&unit.id);
+    let (written, mut rest) = store.split();
+    let sink = &mut Generation::new(&mut rest, image_prefix.as_str());
+    let (stats, older) = ahead.beneath(&unit.id, &written, |parent| {
+        carrier::dump(frozen, sink, parent)
+    });
+    let stats = stats?;
     let files = runtime::paths_of(unit, &pids);
     carrier::save_files(&files, sink)?;
     Ok(UnitPlan {
@@ -117,7 +159,8 @@ fn dump_service(
             .pid_file
             .as_ref()
             .map(|path| path.display().to_string()),
-        image_prefix: UnitPlan::prefix_of(&unit.id),
+        image_prefix,
+        ahead: older,
         pids,
         runtime_paths: files
             .iter()

@@ -5,10 +5,11 @@
 
 use anyhow::{Context, Result, bail};
 use rcr_engine::freeze;
-use rcr_pmem_store::Nonce;
 use rcr_pmem_store::region::HugeRegion;
+use rcr_pmem_store::{Nonce, Writer};
 use rcr_systemd::handover::{LostUnit, now_ms};
 
+use super::ahead::Ahead;
 use super::alone::{Alone, lost};
 use crate::carrier;
 use crate::service::Service;
@@ -20,7 +21,8 @@ use crate::service::Service;
 pub struct Frozen {
     pub(super) trees: Vec<(Service, freeze::Frozen)>,
     pub(super) lost: Vec<LostUnit>,
-    pub(super) region: HugeRegion,
+    pub(super) store: Writer<HugeRegion>,
+    pub(super) ahead: Ahead,
     pub(super) release: String,
     pub(super) nonce: Nonce,
     pub(super) frozen_ms: u64,
@@ -33,7 +35,8 @@ impl Frozen {
             services,
             lost: mut left_out,
             release,
-            region,
+            store,
+            ahead,
             nonce,
         } = alone;
         let frozen_ms = now_ms();
@@ -50,7 +53,8 @@ impl Frozen {
         Ok(Frozen {
             trees,
             lost: left_out,
-            region,
+            store,
+            ahead,
             release,
             nonce,
             frozen_ms,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use anyhow::Result;
 use rcr_kexec::{Machine, Plan, Request};
 use rcr_pmem_store::region::HugeRegion;
-use rcr_pmem_store::{Locator, Nonce, PhysRange, SETUP_DATA_TYPE};
+use rcr_pmem_store::{Locator, Nonce, PhysRange, SETUP_DATA_TYPE, Writer};
 
 use rcr_systemd::shield::Shield;
 
@@ -29,7 +29,7 @@ pub struct Loaded {
     pub(super) shield: Shield,
     // Unloaded before the region it names goes.
     pub(super) image: LoadedImage,
-    pub(super) region: HugeRegion,
+    pub(super) store: Writer<HugeRegion>,
     pub(super) nonce: Nonce,
 }
 
@@ -70,6 +70,7 @@ impl Loaded {
         let image = load(&target, &initrd, Some(&locator))?;
         // The load itself may have made the kernel move pages.
         region.recheck_pfns()?;
+        let store = Writer::create(region, nonce)?;
         let release = target.kernel.release().to_owned();
         let gate = Gate::set_up()?;
         let units: Vec<&str> = services.iter().map(|s| s.unit.id.as_str()).collect();
@@ -81,7 +82,7 @@ impl Loaded {
             services,
             release,
             image,
-            region,
+            store,
             nonce,
         })
     }

@@ -3,13 +3,15 @@
 //! ```text
 //! Tagged ▶ Cleared ▶ Prepared ▶ Loaded ▶ Leaving ▶ Alone ▶ Frozen ▶ Dumped ▶ Sealed ▶ jump
 //!    nothing touched │ memory, image │ others  │ services stand still          │
-//!                    │               │ stop    │ what fails now starts cold    │
+//!                    │    (memory is copied    │ what fails now starts cold    │
+//!                    │     ahead)              │
 //! ```
 //! Each stage is a type that consumes the one before. Dropping any of them up to
 //! `Leaving` puts everything back: services run on, nothing is loaded, the memory
 //! is free. Behind it the rest of the system is gone; a failure then ends in a
 //! cold start under the new kernel, with a report.
 
+mod ahead;
 mod alone;
 mod apart;
 mod cleared;
@@ -38,6 +40,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::Progress;
 use crate::{environment, signals};
 
+use ahead::Ahead;
 use alone::{Alone, Leaving, Transition};
 use apart::{Caller, Side};
 use cleared::{Cleared, declined};
@@ -178,11 +181,19 @@ fn leave(
     progress.end("prepare");
 
     progress.begin("loading the kernel, preparing systemd");
-    let loaded = Loaded::load(prepared).or_rolled_back()?;
+    let mut loaded = Loaded::load(prepared).or_rolled_back()?;
     reached(&FailAt::Load)?;
     progress.end("load");
 
-    Leaving::begin(loaded, transition, fail_at)
+    let mut ahead = Ahead::new(Duration::from_millis(options.blackout_budget));
+    if transition == Transition::Ours {
+        // Clients do not wait yet.
+        progress.begin("copying memory while the services run");
+        ahead.start(&loaded.services, &mut loaded.store, progress);
+        signals::check().or_rolled_back()?;
+        progress.end("ahead");
+    }
+    Leaving::begin(loaded, ahead, transition, fail_at)
 }
 
 /// From the transition to everything in the store. Failures up to the gate put
@@ -222,6 +233,10 @@ fn store(
     progress.begin("writing to disk what the services have written");
     alone.settle();
     progress.end("sync");
+
+    progress.begin("copying what they have written since");
+    alone.catch_up(progress);
+    progress.end("catch-up");
 
     progress.begin("freezing the services");
     let frozen = Frozen::freeze(alone).or_rolled_back()?;

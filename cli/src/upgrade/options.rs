@@ -7,6 +7,9 @@ use clap::Parser;
 use super::fault::FailAt;
 use crate::exit::EXIT_HELP;
 
+/// Not worth a further round.
+const BLACKOUT_BUDGET_MS: u64 = 100;
+
 /// Boots another kernel and carries the tagged services across.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "rcr-upgrade", version, after_help = EXIT_HELP)]
@@ -30,6 +33,11 @@ pub struct Options {
     /// Let no service run before all of its memory is filled, rather than as it is touched
     #[arg(long)]
     pub eager: bool,
+
+    /// Copy memory while the services run, until what they write meanwhile is copied in this time
+    /// (milliseconds); 0: copy everything when they stand still
+    #[arg(long, value_name = "MS", default_value_t = BLACKOUT_BUDGET_MS)]
+    pub blackout_budget: u64,
 
     /// Check everything and touch nothing
     #[arg(long)]

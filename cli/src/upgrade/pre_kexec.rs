@@ -34,8 +34,8 @@ struct Note {
     initrd: Option<PathBuf>,
     append: Option<String>,
     command_line: Option<String>,
-    #[serde(default)]
     eager: bool,
+    blackout_budget: u64,
 }
 
 /// Loads the kernel and leaves it loaded.
@@ -56,6 +56,7 @@ pub fn load(
         append: options.append.clone(),
         command_line: options.command_line.clone(),
         eager: options.eager,
+        blackout_budget: options.blackout_budget,
     };
     let write = || -> anyhow::Result<()> {
         let path = Path::new(LOADED_NOTE);
@@ -132,6 +133,7 @@ fn with_note(options: &Options) -> Result<Options, Failure> {
         append: note.append,
         command_line: note.command_line,
         eager: note.eager,
+        blackout_budget: note.blackout_budget,
         ..options.clone()
     })
 }

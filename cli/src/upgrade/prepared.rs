@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rcr_pmem_store::Nonce;
 use rcr_pmem_store::region::{HugeOptions, HugeRegion, RegionError};
+use rcr_pmem_store::{Nonce, fresh_nonce};
 
 use super::cleared::{Cleared, SPARE_BYTES};
 use super::fault::FailAt;
@@ -49,7 +49,7 @@ impl Prepared {
         let initrd = cleared
             .target
             .initrd_with_overlay(&cleared.pids(), fail_at)?;
-        let nonce = nonce()?;
+        let nonce = fresh_nonce().context("/dev/urandom")?;
         // What an upgrade that was killed has left.
         HugeRegion::discard(Path::new(REGION_DIR))?;
         let options = HugeOptions {
@@ -69,11 +69,4 @@ impl Prepared {
             nonce,
         })
     }
-}
-
-fn nonce() -> Result<Nonce> {
-    let mut nonce = Nonce::default();
-    let mut random = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
-    std::io::Read::read_exact(&mut random, &mut nonce).context("/dev/urandom")?;
-    Ok(nonce)
 }

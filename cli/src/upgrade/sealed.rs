@@ -13,6 +13,7 @@ use rcr_pmem_store::layout::{Entry, SLOTS, Superblock};
 use rcr_pmem_store::region::HugeRegion;
 use rcr_systemd::handover::{JUMP_REPORT, NO_WORD, Report};
 
+use super::ahead::Ahead;
 use super::dumped::Dumped;
 use super::fault::FailAt;
 use crate::progress::Progress;
@@ -24,6 +25,7 @@ use crate::progress::Progress;
 pub struct Sealed {
     store: Voidable,
     trees: Vec<freeze::Frozen>,
+    ahead: Ahead,
     lost: Vec<String>,
 }
 
@@ -33,6 +35,7 @@ impl Sealed {
         dumped.close(progress.stages())?;
         let Dumped {
             trees,
+            ahead,
             store,
             manifest,
         } = dumped;
@@ -49,7 +52,12 @@ impl Sealed {
         // The services' last writes must be on disk: nobody else will sync them.
         nix::unistd::sync();
         let lost = manifest.lost.into_iter().map(|lost| lost.unit).collect();
-        Ok(Sealed { trees, store, lost })
+        Ok(Sealed {
+            store,
+            trees,
+            ahead,
+            lost,
+        })
     }
 
     /// The point of no return: the processes end, their images stay. Returns the
@@ -58,11 +66,13 @@ impl Sealed {
         let Sealed {
             trees,
             mut store,
+            ahead,
             lost,
         } = self;
         for tree in trees {
             tree.kill();
         }
+        drop(ahead);
         store.region = None;
         lost
     }

@@ -340,18 +340,6 @@ fn dump_whole(
         next_pages_id: 1,
         stats: DumpStats::default(),
     };
-    if parent.is_some()
-        && dump.numbering.is_inner()
-        && let Some(p) = frozen.processes.first()
-    {
-        return Err(DumpError::Refused(vec![Refusal {
-            pid: p.info.pid,
-            comm: p.info.comm.clone(),
-            object: "PID namespace".into(),
-            reason: "its pre-dump names processes by other ids than its dump".into(),
-            advice: "dump it without a pre-dump".into(),
-        }]));
-    }
     let mut tree = Vec::new();
     for (p, settled) in frozen.processes.iter().zip(settled) {
         dump.files.note_process(p.info.pid);

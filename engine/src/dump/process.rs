@@ -172,18 +172,23 @@ impl Dump<'_> {
         mm_entry.vmas.extend(runs.guards.iter().map(guard));
         let pages_id = self.next_pages_id;
         self.next_pages_id += 1;
-        let kept = match self.parent {
-            Some(parent) => ranges::both(&predump::keep(parent, &p.info)?, &runs.ranges()),
+        let apart: Vec<_> = match pages_once {
             // They are with whoever was looked at first.
-            None if pages_once => ready.common.iter().map(SharedPages::range).collect(),
+            true => ready.common.iter().map(SharedPages::range).collect(),
+            false => Vec::new(),
+        };
+        let id = self.numbering.id(p.info.pid);
+        let older = match self.parent {
+            Some(parent) => {
+                let kept = ranges::both(&predump::keep(parent, &p.info, id)?, &runs.ranges());
+                ranges::without(&kept, &apart)
+            }
             None => Vec::new(),
         };
+        self.stats.parent_bytes += ranges::bytes(&older);
+        let kept = ranges::join(&older, &apart);
         let fresh = runs.without(&kept);
         self.stats.page_bytes += fresh.bytes() as u64;
-        if self.parent.is_some() {
-            self.stats.parent_bytes += ranges::bytes(&kept);
-        }
-        let id = self.numbering.id(p.info.pid);
         let name = names::pagemap(id);
         pages::save(p.info.voice(), &name, &fresh, &kept, pages_id, self.sink)?;
         if !ready.common.is_empty() {
@@ -191,6 +196,7 @@ impl Dump<'_> {
             let mut common = ready.common.clone();
             for c in &mut common {
                 c.owner = self.numbering.id(c.owner);
+                c.with_owner = pages_once;
             }
             put_records(self.sink, Kind::RcrTasks, &name, &common)?;
         }

@@ -19,7 +19,7 @@ use super::pagemap::{PAGE, Pagemap, push};
 use super::pages::{Piece, Runs, Saved};
 use super::vma::{self, status};
 use crate::image::schema::VmaEntry;
-use crate::image::{ImageError, ImageSource, Kind, PARENT_PREFIX, get_records, names};
+use crate::image::{ImageError, ImageSource, Kind, get_records, names};
 
 /// A run of pages that another process has as well, at the same address:
 /// `rcr-shared-pages-PID.img`.
@@ -34,6 +34,10 @@ pub struct SharedPages {
     /// The process whose pages they are.
     #[prost(int32, required, tag = "3")]
     pub owner: i32,
+    /// They are with the owner alone: neither this process's own images have
+    /// them, nor their parents.
+    #[prost(bool, tag = "4")]
+    pub with_owner: bool,
 }
 
 impl SharedPages {
@@ -105,6 +109,7 @@ impl Owners {
                     start: addr,
                     pages: 1,
                     owner,
+                    with_owner: false,
                 }),
             }
         };
@@ -136,14 +141,12 @@ pub fn load(source: &dyn ImageSource, pid: i32) -> Result<Vec<SharedPages>, Memo
 /// images of others.
 pub fn pages<'a>(source: &'a dyn ImageSource, pid: i32) -> Result<Vec<Piece<'a>>, MemoryError> {
     let shared = load(source, pid)?;
+    let with_owner = |shared: &[SharedPages]| -> Vec<Range<u64>> {
+        let apart = shared.iter().filter(|s| s.with_owner);
+        apart.map(SharedPages::range).collect()
+    };
     let name = names::pagemap(pid);
-    let parent = format!("{PARENT_PREFIX}{name}");
-    let io = MemoryError::io(parent.clone());
-    if shared.is_empty() || source.get(&parent).map_err(io)?.is_some() {
-        let saved = Saved::load(source, &name)?;
-        return Ok(mark(&saved.pieces, pid, &shared));
-    }
-    let (saved, elsewhere) = Saved::load_partly(source, &name)?;
+    let (saved, elsewhere) = Saved::load_partly(source, &name, &with_owner(&shared))?;
     let mut all = saved.pieces;
     if !elsewhere.is_empty() {
         let missing = || {
@@ -156,7 +159,9 @@ pub fn pages<'a>(source: &'a dyn ImageSource, pid: i32) -> Result<Vec<Piece<'a>>
             let owner = match owners.entry(s.owner) {
                 Entry::Occupied(e) => e.into_mut(),
                 Entry::Vacant(e) => {
-                    e.insert(Saved::load_partly(source, &names::pagemap(s.owner))?.0)
+                    let apart = with_owner(&load(source, s.owner)?);
+                    let name = names::pagemap(s.owner);
+                    e.insert(Saved::load_partly(source, &name, &apart)?.0)
                 }
             };
             let n = elsewhere.partition_point(|e| e.start + e.len as u64 <= s.start);
@@ -384,6 +389,7 @@ mod tests {
             start: A + n * PAGE,
             pages,
             owner,
+            with_owner: true,
         });
         let marked = mark(&[piece(0, 4, 0), piece(6, 2, 0)], 9, &shared);
         assert_eq!(shape(&marked), [(0, 1, 9), (1, 2, 7), (3, 1, 9), (6, 2, 8)]);

@@ -41,6 +41,15 @@ pub struct Runs {
 }
 
 impl Runs {
+    /// Pages of addresses (ascending), of which nothing else is known.
+    pub fn of(addresses: &[Range<u64>]) -> Self {
+        Self {
+            spans: addresses.iter().map(span).collect(),
+            readable: vec![true; addresses.len()],
+            ..Self::default()
+        }
+    }
+
     /// Total length, bytes.
     pub fn bytes(&self) -> usize {
         self.spans.iter().map(|s| s.len).sum()
@@ -330,22 +339,15 @@ impl<'a> Saved<'a> {
     /// Reads a pagemap and finds its pages, in its own images or in those of its
     /// parents.
     pub fn load(source: &'a dyn ImageSource, pagemap_name: &str) -> Result<Self, MemoryError> {
-        Ok(Self::read(source, pagemap_name, true)?.0)
+        Ok(Self::load_partly(source, pagemap_name, &[])?.0)
     }
 
-    /// Reads a pagemap and finds those of its pages that are in its own pages
-    /// image, and which ones are not.
+    /// [`Self::load`] of a pagemap that names pages which are in the images of
+    /// other processes: those in `apart` (ascending). They are only listed.
     pub fn load_partly(
         source: &'a dyn ImageSource,
         pagemap_name: &str,
-    ) -> Result<(Self, Vec<Span>), MemoryError> {
-        Self::read(source, pagemap_name, false)
-    }
-
-    fn read(
-        source: &'a dyn ImageSource,
-        pagemap_name: &str,
-        with_parents: bool,
+        apart: &[Range<u64>],
     ) -> Result<(Self, Vec<Span>), MemoryError> {
         let Some(mut reader) = get_reader(source, Kind::Pagemap, pagemap_name)? else {
             return Ok(Default::default());
@@ -379,18 +381,21 @@ impl<'a> Saved<'a> {
                 (None, Some(true)) => PARENT,
                 (None, _) => PRESENT,
             };
-            if flags & PARENT != 0 && !with_parents {
-                elsewhere.push(span(&(e.vaddr..end)));
-                continue;
-            }
             if flags & PARENT != 0 {
-                if parent.is_none() {
+                let all = e.vaddr..end;
+                let all = std::slice::from_ref(&all);
+                elsewhere.extend(ranges::both(all, apart).iter().map(span));
+                let older = ranges::without(all, apart);
+                if parent.is_none() && !older.is_empty() {
                     parent = Some(Self::load_parent(source, pagemap_name)?);
                 }
                 let before = pieces.len();
-                pieces.extend(parent.iter().flat_map(|p| p.within(e.vaddr, end)));
+                let parent = parent.iter();
+                let there =
+                    parent.flat_map(|p| older.iter().flat_map(|r| p.within(r.start, r.end)));
+                pieces.extend(there);
                 let found: u64 = pieces[before..].iter().map(|p| p.bytes.len() as u64).sum();
-                if found != len {
+                if found != ranges::bytes(&older) {
                     return Err(bad("a page is not in the parent images"));
                 }
                 continue;

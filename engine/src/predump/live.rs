@@ -42,7 +42,7 @@ pub(super) fn save(
         }
     }
     let spans: Vec<_> = there.iter().map(pages::span).collect();
-    pages::put_pagemap(sink, &names::pagemap(p.pid), pages_id, &spans, kept)?;
+    pages::put_pagemap(sink, &names::pagemap(p.id), pages_id, &spans, kept)?;
     Ok(at as u64)
 }
 

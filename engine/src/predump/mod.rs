@@ -31,7 +31,10 @@ use crate::freeze::{FreezeError, freeze};
 use crate::image::schema::InventoryEntry;
 use crate::image::{ImageError, ImageSink, ImageSource, Kind, names, put_records};
 use crate::memory::MemoryError;
-use crate::memory::pages::Saved;
+use crate::memory::heritage::Owners;
+use crate::memory::pages::{Runs, Saved};
+use crate::namespace::NamespaceError;
+use crate::namespace::pid::Numbering;
 use crate::remote::RemoteError;
 use crate::sys::SysError;
 use crate::tree::{Process, Tree};
@@ -77,6 +80,9 @@ pub enum PreDumpError {
     /// The tree could not be stopped.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// The processes' ids could not be told.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// Memory could not be saved.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -112,6 +118,9 @@ pub struct PreDumpOptions {
     /// The tracking goes on when this program has ended: a small process keeps
     /// it, until the tree has ended or a further dump takes it over.
     pub keep: bool,
+    /// Pages that several processes have in common since a fork are left to the
+    /// one that has them first, as [`crate::dump::DumpOptions::pages_once`] does.
+    pub pages_once: bool,
 }
 
 /// What a pre-dump did.
@@ -130,10 +139,14 @@ pub struct PreDumpStats {
 /// A process's pages as the freeze found them.
 struct Pages {
     pid: i32,
+    /// The process's id in images.
+    id: i32,
     /// A living thread of it.
     voice: i32,
     written: Vec<Range<u64>>,
     unchanged: Vec<Range<u64>>,
+    /// What another process has as well and saves.
+    common: Vec<Range<u64>>,
 }
 
 /// Writes the memory of a running tree, and notes from now on what it writes.
@@ -153,7 +166,14 @@ pub fn pre_dump(
     let clocks = Clocks::now();
     let frozen = freeze(tree)?;
     let start = Instant::now();
-    let found = tracking.renew(&frozen)?;
+    let mut found = tracking.renew(&frozen)?;
+    let numbering = Numbering::of(frozen.processes.iter().map(|p| &p.info))?;
+    for p in &mut found {
+        p.id = numbering.id(p.pid);
+    }
+    if options.pages_once && found.len() > 1 {
+        leave_to_owners(&mut found)?;
+    }
     frozen.thaw();
     let mut stats = PreDumpStats {
         processes: found.len(),
@@ -177,6 +197,19 @@ pub fn pre_dump(
     Ok((tracking, stats))
 }
 
+/// Finds what processes have in common. They must be stopped.
+fn leave_to_owners(found: &mut [Pages]) -> Result<(), PreDumpError> {
+    let mut owners = Owners::default();
+    for p in found {
+        let all = ranges::join(&p.written, &p.unchanged);
+        let common = owners.look(p.pid, p.voice, &mut Runs::of(&all))?;
+        for c in common {
+            ranges::push(&mut p.common, c.range());
+        }
+    }
+    Ok(())
+}
+
 fn save(
     p: &Pages,
     parent: Option<&dyn ImageSource>,
@@ -185,19 +218,21 @@ fn save(
     stats: &mut PreDumpStats,
 ) -> Result<(), PreDumpError> {
     let there = match parent {
-        Some(source) => covered(source, p.pid)?,
+        Some(source) => covered(source, p.id)?,
         None => Vec::new(),
     };
     let kept = ranges::both(&p.unchanged, &there);
     let fresh = ranges::join(&p.written, &ranges::without(&p.unchanged, &there));
+    // What is in no generation is with the owner, or in the dump.
+    let fresh = ranges::without(&fresh, &p.common);
     stats.parent_bytes += ranges::bytes(&kept);
     stats.page_bytes += live::save(p, &fresh, &kept, pages_id, sink)?;
     Ok(())
 }
 
 /// The pages of a process that images have, themselves or in their parents.
-fn covered(images: &dyn ImageSource, pid: i32) -> Result<Vec<Range<u64>>, PreDumpError> {
-    let saved = Saved::load(images, &names::pagemap(pid))?;
+fn covered(images: &dyn ImageSource, id: i32) -> Result<Vec<Range<u64>>, PreDumpError> {
+    let saved = Saved::load(images, &names::pagemap(id))?;
     let mut out = Vec::new();
     for p in &saved.pieces {
         ranges::push(&mut out, p.start..p.end());
@@ -205,11 +240,16 @@ fn covered(images: &dyn ImageSource, pid: i32) -> Result<Vec<Range<u64>>, PreDum
     Ok(out)
 }
 
-/// Pages of a process that a dump may leave in its parent images.
-pub(crate) fn keep(parent: &Parent<'_>, p: &Process) -> Result<Vec<Range<u64>>, PreDumpError> {
+/// Pages of a process, `id` in images, that a dump may leave in its parent
+/// images.
+pub(crate) fn keep(
+    parent: &Parent<'_>,
+    p: &Process,
+    id: i32,
+) -> Result<Vec<Range<u64>>, PreDumpError> {
     let unchanged = parent.tracking.unchanged(p)?;
     if unchanged.is_empty() {
         return Ok(unchanged);
     }
-    Ok(ranges::both(&unchanged, &covered(parent.images, p.pid)?))
+    Ok(ranges::both(&unchanged, &covered(parent.images, id)?))
 }

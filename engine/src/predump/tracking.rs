@@ -84,9 +84,11 @@ impl Tracking {
         let look = |p: &Process| {
             Ok(Pages {
                 pid: p.pid,
+                id: p.pid,
                 voice: p.voice(),
                 unchanged: self.unchanged(p)?,
                 written: self.take_written(p)?,
+                common: Vec::new(),
             })
         };
         watched.map(look).collect()

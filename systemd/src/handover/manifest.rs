@@ -87,6 +87,10 @@ pub struct UnitPlan {
     /// What its images' names begin with, the slash included
     /// (`redis-server.service/`).
     pub image_prefix: String,
+    /// The same of the images that those refer to, as
+    /// [`rcr_engine::image::Generations`] wants them: the newest first.
+    #[serde(default)]
+    pub ahead: Vec<String>,
     /// Every process of it in the initial PID namespace.
     pub pids: Vec<i32>,
     /// Directories and files on tmpfs that its tree [`super::RUNTIME_TREE`]
@@ -106,6 +110,18 @@ impl UnitPlan {
     /// The prefix that the images of `unit` get.
     pub fn prefix_of(unit: &str) -> String {
         format!("{unit}/")
+    }
+
+    /// The prefix that copies of the memory of `unit` get which are made while
+    /// it runs: the first is number 0.
+    pub fn ahead_prefix_of(unit: &str, number: usize) -> String {
+        format!("{unit}/ahead-{number}/")
+    }
+
+    /// In front of the names of all images of it, the newest first.
+    pub fn image_prefixes(&self) -> Vec<String> {
+        let own = std::iter::once(&self.image_prefix);
+        own.chain(&self.ahead).cloned().collect()
     }
 }
 

@@ -107,6 +107,8 @@ enum What {
         cgroup: Option<PathBuf>,
         #[arg(long)]
         parent: Option<PathBuf>,
+        #[arg(long)]
+        pages_once: bool,
     },
     /// Restore a tree.
     #[command(hide = true)]
@@ -246,9 +248,10 @@ fn act() -> Result<ExitCode> {
             images,
             cgroup,
             parent,
+            pages_once,
         } => {
             let tree = cgroup.map_or(Tree::Root(pid), Tree::Cgroup);
-            steps::pre_dump(&tree, &images, parent.as_deref())?;
+            steps::pre_dump(&tree, &images, parent.as_deref(), pages_once)?;
         }
         What::Restore {
             images,

@@ -82,7 +82,12 @@ pub fn dump(step: &DumpStep) -> anyhow::Result<i32> {
 }
 
 /// Memory of a running tree, on top of an earlier pre-dump if there is one.
-pub fn pre_dump(tree: &Tree, images: &Path, previous: Option<&Path>) -> anyhow::Result<()> {
+pub fn pre_dump(
+    tree: &Tree,
+    images: &Path,
+    previous: Option<&Path>,
+    pages_once: bool,
+) -> anyhow::Result<()> {
     let source = previous.map(DirSource::open).transpose()?;
     let parent = parent(source.as_ref())?;
     if previous.is_some() && parent.is_none() {
@@ -92,7 +97,10 @@ pub fn pre_dump(tree: &Tree, images: &Path, previous: Option<&Path>) -> anyhow::
     if let Some(path) = previous {
         sink.set_parent(path)?;
     }
-    let options = PreDumpOptions { keep: true };
+    let options = PreDumpOptions {
+        keep: true,
+        pages_once,
+    };
     predump::pre_dump(tree, parent, &mut sink, options).map_err(chain)?;
     Ok(())
 }

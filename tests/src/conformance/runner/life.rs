@@ -305,6 +305,9 @@ impl Run<'_> {
             if let Some(parent) = &parent {
                 command.arg("--parent").arg(parent);
             }
+            if self.case.pages_once {
+                command.arg("--pages-once");
+            }
             if let Some(c) = &self.cgroup {
                 command.arg("--cgroup").arg(&c.dir);
             }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use rcr_engine::image::ImageSource;
-use rcr_pmem_store::{Nonce, Prefixed, Reader, Region};
+use rcr_engine::image::{Generations, ImageSource};
+use rcr_pmem_store::{Nonce, Reader, Region};
 use rcr_systemd::handover::{
     AdoptionRecord, MANIFEST_IMAGE, Manifest, Outcome, Report, Side, StageClock, UnitPlan, now_ms,
 };
@@ -191,7 +191,7 @@ impl<'h> Journey<'h> {
         });
         self.note();
         let output = self.host.output_dir().join(format!("{}.log", plan.unit));
-        let images = Prefixed::new(store, &plan.unit);
+        let images = Generations::new(store, plan.image_prefixes());
         let standing = restorer.restore(plan, &images, &output)?;
         Ok(Restored {
             plan,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::bail;
-use rcr_engine::image::{ImageSink, ImageSource};
-use rcr_pmem_store::{Nonce, Prefixed, Reader, Writer};
+use rcr_engine::image::{Generation, ImageSink, ImageSource};
+use rcr_pmem_store::{Nonce, Reader, Writer};
 use rcr_systemd::handover::{
     AdoptionRecord, MANIFEST_IMAGE, Manifest, Outcome, PseudoMount, Report, ServiceOutcome,
     ServiceType, UnitPlan,
@@ -166,6 +166,7 @@ fn manifest() -> Manifest {
         runtime_paths: vec![format!("/run/{unit}")],
         syslog_identifier: String::new(),
         journal_streams: Vec::new(),
+        ahead: Vec::new(),
     };
     Manifest {
         format: rcr_systemd::handover::FORMAT_VERSION,
@@ -193,7 +194,7 @@ fn made(unit: &str) -> Made {
 fn store_of(manifest: &Manifest) -> Vec<u8> {
     let mut writer = Writer::create(vec![0; 1 << 20], NONCE).unwrap();
     for unit in UNITS {
-        Prefixed::new(&mut writer, unit)
+        Generation::new(&mut writer, UnitPlan::prefix_of(unit))
             .put("core", unit.as_bytes())
             .unwrap();
     }
