@@ -214,6 +214,7 @@ pub(super) mod tests {
                 service_type: ServiceType::Notify,
                 pid_file: None,
                 image_prefix: UnitPlan::prefix_of("redis-server.service"),
+                ahead: vec![UnitPlan::ahead_prefix_of("redis-server.service", 0)],
                 pids: vec![100_123],
                 runtime_paths: vec!["/run/redis".into()],
                 syslog_identifier: "redis-server".into(),
