@@ -22,6 +22,8 @@ use crate::image::schema::{
 };
 use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
 use crate::namespace::net::with_net;
+use crate::socket::credentials;
+use crate::socket::unix::LISTEN;
 use crate::socket::unix_back::{self, Record};
 use crate::socket::unix_queue::{self, Later, Queues};
 use crate::socket::{inet, netlink, packet, tcp};
@@ -461,6 +463,37 @@ impl<'a> FileBuilder<'a> {
         }
     }
 
+    /// Makes the sockets whose peers see a process of the tree; to be called
+    /// while processes are newborn ([`RestoreEnv::newborn`]).
+    pub fn connect(&mut self) -> Result<(), FileError> {
+        let seen = |(id, extra): (&u32, &Rc<RcrFile>)| {
+            let peer = extra.socket.as_ref()?.peer_cred.as_ref()?;
+            (peer.pid != 0).then_some(*id)
+        };
+        let ids: Vec<u32> = self.extras.iter().filter_map(seen).collect();
+        for id in ids {
+            self.open(id)?;
+        }
+        // Listeners were used for connections from other times.
+        for (id, extra) in &self.extras {
+            let usk = self.entries.get(id).and_then(|e| e.usk.as_ref());
+            let Some(usk) = usk.filter(|u| u.state == LISTEN) else {
+                continue;
+            };
+            let peer = extra.socket.as_ref().and_then(|s| s.peer_cred.as_ref());
+            if let (Some(fd), Some(_)) = (self.opened.get(id), peer) {
+                credentials::listen(self.env, fd.as_fd(), usk.backlog as i32, peer).map_err(
+                    |source| FileError::Build {
+                        id: *id,
+                        what: self.describe(*id),
+                        source,
+                    },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
     fn build_unix(&mut self, usk: &UnixSkEntry) -> Result<Vec<(u32, OwnedFd)>, FileError> {
         let waits_at = self
             .extras
@@ -501,7 +534,7 @@ impl<'a> FileBuilder<'a> {
             .peer_id
             .and_then(|id| self.entries.get(&id)?.usk.clone());
         let Some(peer_usk) = peer else {
-            let fd = unix_back::single(me, Some(my_root), &self.queues, &mut self.later)
+            let fd = unix_back::single(self.env, me, Some(my_root), &self.queues, &mut self.later)
                 .map_err(wrap)?;
             set_flags(fd.as_fd(), usk.flags).map_err(wrap)?;
             return Ok(vec![(usk.id, fd)]);
@@ -523,13 +556,12 @@ impl<'a> FileBuilder<'a> {
                 usk: &peer_usk,
                 extra: self.extras.get(&peer_id).map(Rc::as_ref),
             };
-            let fd = unix_back::sender(me, peer, roots, &self.queues, &mut self.later).map_err(
-                |source| FileError::Build {
+            let fd = unix_back::sender(self.env, me, peer, roots, &self.queues, &mut self.later)
+                .map_err(|source| FileError::Build {
                     id: usk.id,
                     what: "datagram sender".into(),
                     source,
-                },
-            )?;
+                })?;
             set_flags(fd.as_fd(), usk.flags).map_err(|source| FileError::Build {
                 id: usk.id,
                 what: "datagram sender".into(),
@@ -555,7 +587,8 @@ impl<'a> FileBuilder<'a> {
             ))
         });
         let (fd_a, fd_b) =
-            unix_back::pair(a, b, roots, server, &self.queues, &mut self.later).map_err(wrap)?;
+            unix_back::pair(self.env, a, b, roots, server, &self.queues, &mut self.later)
+                .map_err(wrap)?;
         set_flags(fd_a.as_fd(), a.usk.flags).map_err(wrap)?;
         set_flags(fd_b.as_fd(), b.usk.flags).map_err(wrap)?;
         Ok(vec![(a.usk.id, fd_a), (b.usk.id, fd_b)])

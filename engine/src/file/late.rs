@@ -168,8 +168,10 @@ impl FileBuilder<'_> {
     /// final credentials and when all processes exist.
     pub fn last(&self, pid: i32, table: &[FdinfoEntry], program: &mut Program) {
         for (fd, entry, extra) in self.duties(pid, table) {
-            if let Some(usk) = entry.usk.as_ref().filter(|u| u.state == LISTEN) {
-                // Peers see the credentials of whoever called listen(2) last.
+            let known = extra.socket.as_ref().is_some_and(|s| s.peer_cred.is_some());
+            let listener = entry.usk.as_ref().filter(|u| u.state == LISTEN);
+            if let Some(usk) = listener.filter(|_| !known) {
+                // Images of others do not tell who listened; peers see the credentials of whoever called listen(2) last.
                 let args = [Arg::Imm(fd.into()), Arg::Imm(usk.backlog.into())];
                 program.call(libc::SYS_listen, format!("listen on fd {fd}"), &args);
             }

@@ -158,6 +158,17 @@ impl FilePolicy {
     }
 }
 
+/// A process that was just born: root, and without files.
+#[derive(Debug, Clone, Copy)]
+pub struct Newborn {
+    /// To run programs in it.
+    pub tracee: crate::remote::Tracee,
+    /// Where they run.
+    pub arena: crate::remote::Arena,
+    /// Its number for a pidfd of ours.
+    pub pidfd: i32,
+}
+
 /// What files need of the place where they come back.
 pub trait RestoreEnv {
     /// The root directory of the mount namespace with that id; 0 is our own.
@@ -182,6 +193,13 @@ pub trait RestoreEnv {
     /// Our number for a task of the images.
     fn pid_here(&self, id: i32) -> i32 {
         id
+    }
+
+    /// A task of the images that stands and has nothing of its own yet, for
+    /// calls that have to be its.
+    fn newborn(&self, id: i32) -> Option<Newborn> {
+        let _ = id;
+        None
     }
 
     /// The number by which task `viewer` knows task `id`, both as the images

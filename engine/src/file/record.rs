@@ -276,6 +276,26 @@ pub struct RcrSocket {
     /// was sent with MSG_OOB.
     #[prost(uint64, optional, tag = "14")]
     pub urgent_at: Option<u64>,
+    /// For unix sockets: whom it sees at the other end (SO_PEERCRED).
+    #[prost(message, optional, tag = "15")]
+    pub peer_cred: Option<RcrPeer>,
+}
+
+/// A process as its peers see it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrPeer {
+    /// A process of the tree; 0 for others.
+    #[prost(int32, required, tag = "1")]
+    pub pid: i32,
+    /// Its effective user when it made the socket.
+    #[prost(uint32, required, tag = "2")]
+    pub uid: u32,
+    /// Its effective group.
+    #[prost(uint32, required, tag = "3")]
+    pub gid: u32,
+    /// Its supplementary groups.
+    #[prost(uint32, repeated, tag = "4")]
+    pub groups: Vec<u32>,
 }
 
 /// A datagram that waits to be read.

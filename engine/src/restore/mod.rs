@@ -277,6 +277,9 @@ pub fn restore(
     for (p, _) in images.live() {
         step.zombies_of(p, &ways[&p.pid])?;
     }
+    env.set_newborns(&ways);
+    step.files.connect()?;
+    env.set_newborns(&BTreeMap::new());
     for (p, live) in images.live() {
         step.process(p, live, &ways[&p.pid])?;
     }

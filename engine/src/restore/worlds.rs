@@ -16,8 +16,8 @@ use super::images::{Images, LiveImage};
 use super::{RestoreError, RestoreOptions};
 use crate::clock;
 use crate::ext::{RcrTask, RcrTime};
-use crate::file::RestoreEnv;
 use crate::file::sys::pidfd_getfd;
+use crate::file::{Newborn, RestoreEnv};
 use crate::image::ImageSource;
 use crate::image::schema::TaskKobjIdsEntry;
 use crate::namespace::{
@@ -373,6 +373,8 @@ pub struct Env<'a> {
     away: Duration,
     /// Namespaces of each process.
     ids: BTreeMap<i32, TaskKobjIdsEntry>,
+    /// Processes that were born and have nothing of their own yet.
+    newborns: RefCell<BTreeMap<i32, Newborn>>,
 }
 
 impl<'a> Env<'a> {
@@ -391,7 +393,21 @@ impl<'a> Env<'a> {
             journal_interim,
             away: Duration::from_nanos(away),
             ids: images.live().map(|(p, live)| (p.pid, live.ids)).collect(),
+            newborns: RefCell::default(),
         })
+    }
+
+    /// Sets which processes are newborn, by our numbers; none when they have grown.
+    pub fn set_newborns(&self, ways: &BTreeMap<i32, Birth>) {
+        let one = |(&tid, birth): (&i32, &Birth)| {
+            let newborn = Newborn {
+                tracee: Tracee { tid },
+                arena: birth.arena,
+                pidfd: birth.pidfd,
+            };
+            (tid, newborn)
+        };
+        *self.newborns.borrow_mut() = ways.iter().map(one).collect();
     }
 }
 
@@ -441,6 +457,11 @@ impl RestoreEnv for Env<'_> {
 
     fn pid_here(&self, id: i32) -> i32 {
         self.images.pids.here(id)
+    }
+
+    fn newborn(&self, id: i32) -> Option<Newborn> {
+        let tid = self.images.pids.here(id);
+        self.newborns.borrow().get(&tid).copied()
     }
 
     fn pid_seen(&self, viewer: i32, id: i32) -> i32 {

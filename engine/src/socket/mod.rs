@@ -4,6 +4,7 @@
 //! Sockets are examined through duplicates of the task's descriptors and made
 //! again by the controller; see [`crate::file`].
 
+pub(crate) mod credentials;
 mod datagram;
 mod diag;
 mod footing;

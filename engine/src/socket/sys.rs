@@ -129,6 +129,42 @@ pub(crate) fn as_group<T: Send>(gid: u32, f: impl FnOnce() -> SysResult<T> + Sen
     })
 }
 
+/// Runs `f` in a thread with other effective ids and groups but all our
+/// capabilities, which ends with the call.
+pub(crate) fn as_ids<T: Send>(
+    uid: u32,
+    gid: u32,
+    groups: &[u32],
+    f: impl FnOnce() -> SysResult<T> + Send,
+) -> SysResult<T> {
+    const PR_SET_SECUREBITS: i32 = 28;
+    // SECBIT_NO_SETUID_FIXUP
+    const KEEP: i32 = 1 << 2;
+    let become_it = || {
+        let plain = uid == 0 && gid == 0;
+        // SAFETY: numbers, and a list that lives across its call. The calls
+        // themselves, unlike the C library's functions, change this thread alone.
+        let r = unsafe {
+            match plain || libc::syscall(libc::SYS_prctl, PR_SET_SECUREBITS, KEEP, 0, 0, 0) == 0 {
+                false => -1,
+                true => {
+                    libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
+                        | libc::syscall(libc::SYS_setresgid, -1, gid, -1)
+                        | libc::syscall(libc::SYS_setresuid, -1, uid, -1)
+                }
+            }
+        };
+        match r {
+            0 => Ok(()),
+            _ => Err(SysError::last("setresuid", uid)),
+        }
+    };
+    std::thread::scope(|scope| {
+        let joined = scope.spawn(|| become_it().and_then(|()| f())).join();
+        joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// What comes along with a packet.
 #[derive(Debug, Default)]
 pub(crate) struct Ancillary {

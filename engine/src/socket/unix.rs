@@ -10,7 +10,7 @@ use super::home::at_home;
 use super::peer::{self, OutsidePeer};
 use super::sys::bytes_unacknowledged;
 use super::unix_queue::Queued;
-use super::{Kind, opts};
+use super::{Kind, credentials, opts};
 use crate::file::UnixPolicy;
 use crate::file::error::{Stop, refuse};
 use crate::file::examined::{Examined, Saved};
@@ -83,6 +83,7 @@ pub(crate) fn save(
         fate: Some(Fate::Kept.into()),
         uid: Some(file.stat.st_uid),
         gid: Some(file.stat.st_gid),
+        peer_cred: credentials::save(file.fd)?,
         ..RcrSocket::default()
     };
     let mut perms = None;

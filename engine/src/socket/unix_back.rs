@@ -12,10 +12,10 @@ use nix::unistd::{Gid, Uid, chdir, chroot, fchdir, fchownat, unlink};
 
 use super::unix::LISTEN;
 use super::unix_queue::{Later, Queues};
-use super::{opts, set_owner};
+use super::{credentials, opts, set_owner};
 use crate::file::error::BuildError;
 use crate::file::record::{Fate, RcrFile, RcrSocket};
-use crate::file::sys;
+use crate::file::{RestoreEnv, sys};
 use crate::image::schema::{SkShutdown, UnixSkEntry};
 use crate::sys::{SysError, SysResult};
 
@@ -41,6 +41,7 @@ static PLAIN: RcrSocket = RcrSocket {
     deleted: None,
     datagrams: Vec::new(),
     urgent_at: None,
+    peer_cred: None,
 };
 
 impl<'a> Record<'a> {
@@ -55,13 +56,15 @@ impl<'a> Record<'a> {
 
 /// A socket without a living peer: listening, unconnected, or left alone.
 pub(crate) fn single(
+    env: &dyn RestoreEnv,
     r: Record<'_>,
     root: Option<BorrowedFd<'_>>,
     queues: &Queues,
     later: &mut Later,
 ) -> Result<OwnedFd, BuildError> {
+    let seen = r.more().peer_cred.as_ref();
     if r.more().fate() == Fate::Closed {
-        let (fd, peer) = sys::socket_pair(r.kind())?;
+        let (fd, peer) = credentials::pair(env, r.kind(), seen)?;
         prepare(r, fd.as_fd(), root)?;
         later.send((r.usk.id, r.usk.ino), queues, peer.as_fd())?;
         finish(r, fd.as_fd(), later)?;
@@ -70,7 +73,7 @@ pub(crate) fn single(
     let fd = sys::socket(libc::AF_UNIX, r.kind(), 0)?;
     prepare(r, fd.as_fd(), root)?;
     if r.usk.state == LISTEN {
-        sys::listen(fd.as_fd(), r.usk.backlog as i32)?;
+        credentials::listen(env, fd.as_fd(), r.usk.backlog as i32, seen)?;
         return Ok(fd);
     }
     if let Some(local) = &r.more().local
@@ -87,6 +90,7 @@ pub(crate) fn single(
 /// Both ends of a connection inside the service. With `listener` the second
 /// end is one that was accepted from it.
 pub(crate) fn pair(
+    env: &dyn RestoreEnv,
     a: Record<'_>,
     b: Record<'_>,
     roots: (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>),
@@ -96,7 +100,7 @@ pub(crate) fn pair(
 ) -> Result<(OwnedFd, OwnedFd), BuildError> {
     let (fd_a, fd_b) = match listener {
         None => {
-            let (fd_a, fd_b) = sys::socket_pair(a.kind())?;
+            let (fd_a, fd_b) = credentials::pair(env, a.kind(), a.more().peer_cred.as_ref())?;
             prepare(a, fd_a.as_fd(), roots.0)?;
             prepare(b, fd_b.as_fd(), roots.1)?;
             (fd_a, fd_b)
@@ -105,13 +109,17 @@ pub(crate) fn pair(
             let client = sys::socket(libc::AF_UNIX, a.kind(), 0)?;
             prepare(a, client.as_fd(), roots.0)?;
             let name = server.more().local.as_deref().unwrap_or_default();
-            let accepted = match (&server.more().path, server.more().deleted) {
-                (Some(path), Some(true)) => through_stand_in(client.as_fd(), path, name)?,
-                _ => {
-                    reach(server, client.as_fd(), name, roots.1)?;
-                    sys::accept(server_fd)?
-                }
+            let stand_in = match (&server.more().path, server.more().deleted) {
+                (Some(path), Some(true)) => Some(stand_in(a.kind(), path, name)?),
+                _ => None,
             };
+            let at = stand_in.as_ref().map_or(server_fd, AsFd::as_fd);
+            // What the client sees is whoever listened last.
+            let backlog = server.usk.backlog as i32;
+            credentials::listen(env, at, backlog, a.more().peer_cred.as_ref())?;
+            let maker = b.more().peer_cred.as_ref();
+            credentials::connect(env, client.as_fd(), (at, name), maker)?;
+            let accepted = sys::accept(at)?;
             set_owner(accepted.as_fd(), b.more().uid, b.more().gid)?;
             opts::restore(accepted.as_fd(), &b.more().options, &b.usk.opts)?;
             (client, accepted)
@@ -124,32 +132,23 @@ pub(crate) fn pair(
     Ok((fd_a, fd_b))
 }
 
-/// The accepted end of a connection to a listener whose file was removed: made
-/// by another listener of the same name.
-fn through_stand_in(
-    client: BorrowedFd<'_>,
-    path: &str,
-    name: &[u8],
-) -> Result<OwnedFd, BuildError> {
-    let kind = sys::socket_option_int(client, libc::SOL_SOCKET, libc::SO_TYPE)?;
+/// A listener of the name of one whose file was removed.
+fn stand_in(kind: i32, path: &str, name: &[u8]) -> Result<OwnedFd, BuildError> {
     let listener = sys::socket(libc::AF_UNIX, kind, 0)?;
-    at_hidden_path(path, name, || {
-        sys::bind(listener.as_fd(), name)?;
-        sys::listen(listener.as_fd(), 1)?;
-        sys::connect(client, name)
-    })?;
-    Ok(sys::accept(listener.as_fd())?)
+    at_hidden_path(path, name, || sys::bind(listener.as_fd(), name))?;
+    Ok(listener)
 }
 
 /// A datagram socket that sends to another one, which does not send back.
 pub(crate) fn sender(
+    env: &dyn RestoreEnv,
     r: Record<'_>,
     to: Record<'_>,
     roots: (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>),
     queues: &Queues,
     later: &mut Later,
 ) -> Result<OwnedFd, BuildError> {
-    let fd = single(r, roots.0, queues, later)?;
+    let fd = single(env, r, roots.0, queues, later)?;
     let name = to.more().local.as_deref();
     let name = name.ok_or_else(|| BuildError::Images("the peer has no name".into()))?;
     reach(to, fd.as_fd(), name, roots.1)?;

@@ -17,6 +17,22 @@ const KEEP_CAPS: i32 = 1 << 4;
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAPABILITY_V3: u32 = 0x2008_0522;
 
+/// Sets groups and effective ids for a while; every capability stays.
+pub fn lend_ids(p: &mut Program, uid: u32, gid: u32, groups: &[u32]) {
+    let list: Vec<u8> = groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let list = p.bytes(&list);
+    let args = [(groups.len() as u64).into(), list.into()];
+    p.call(libc::SYS_setgroups, "lend supplementary groups", &args);
+    let bits = (NO_SETUID_FIXUP | KEEP_CAPS).into();
+    let args = [PR_SET_SECUREBITS.into(), bits, 0.into(), 0.into(), 0.into()];
+    let what = "keep capabilities across the change of ids";
+    p.call(libc::SYS_prctl, what, &args);
+    let keep = u64::MAX;
+    let only = |id: u32| [keep.into(), u64::from(id).into(), keep.into()];
+    p.call(libc::SYS_setresgid, "lend a group", &only(gid));
+    p.call(libc::SYS_setresuid, "lend a user", &only(uid));
+}
+
 /// Sets groups and ids; every capability stays for the calls that follow.
 ///
 /// To be run in the initial user namespace, where all ids exist.

@@ -327,6 +327,13 @@ impl FileSaver {
         for saved in self.files.values_mut() {
             let extra = &mut saved.extra;
             extra.late_pid = extra.late_pid.map(&id);
+            let peer = extra.socket.as_mut().and_then(|s| s.peer_cred.as_mut());
+            if let Some(peer) = peer {
+                peer.pid = match self.pids.contains(&peer.pid) {
+                    true => id(peer.pid),
+                    false => 0,
+                };
+            }
             // -1 stands for no task.
             for lock in extra.locks.iter_mut().filter(|l| l.pid > 0) {
                 lock.pid = id(lock.pid);

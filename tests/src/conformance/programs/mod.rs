@@ -23,6 +23,7 @@ pub mod namespaces;
 pub mod naps;
 pub mod network;
 pub mod notify;
+pub mod peers;
 pub mod pid_namespaces;
 pub mod pidfds;
 pub mod pipes;
@@ -99,6 +100,7 @@ pub const ALL: &[&[Case]] = &[
     sockets_inet::CASES,
     sockets_unix::CASES,
     datagrams::CASES,
+    peers::CASES,
     tcp::CASES,
     tcp_states::CASES,
     terminals::CASES,
