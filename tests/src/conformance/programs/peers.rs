@@ -54,7 +54,7 @@ fn seen(s: &impl AsRawFd) -> Result<Seen> {
 }
 
 fn groups(s: &impl AsRawFd) -> Result<Vec<u8>> {
-    Ok(get_option(s, libc::SOL_SOCKET, SO_PEERGROUPS, 256)?)
+    get_option(s, libc::SOL_SOCKET, SO_PEERGROUPS, 256)
 }
 
 /// Runs `f` as another user with groups, then becomes root again.
