@@ -187,8 +187,20 @@ fn make_by_id(
 
 /// In a user namespace of its own a task may not choose ids: we set the
 /// kernel's counter (`ns_last_pid`) and try again when somebody was faster.
+///
+/// The counter is then put back: who is started next must not get the id of
+/// something that is still to be restored.
 fn make_by_counter(pid: i32, tid: i32, birth: &Birth) -> Result<(), RestoreError> {
-    const COUNTER: &str = "/proc/sys/kernel/ns_last_pid";
+    let before = std::fs::read(COUNTER).map_err(RestoreError::io(COUNTER))?;
+    let made = make_with_counter(pid, tid, birth);
+    std::fs::write(COUNTER, before).map_err(RestoreError::io(COUNTER))?;
+    made
+}
+
+/// The id that the kernel gave out last; it looks for the next one behind it.
+const COUNTER: &str = "/proc/sys/kernel/ns_last_pid";
+
+fn make_with_counter(pid: i32, tid: i32, birth: &Birth) -> Result<(), RestoreError> {
     for _ in 0..TRIES {
         let mut prog = Program::new();
         let args = CloneArgs {
