@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rcr_engine::dump::{self, Checked, DumpOptions, DumpStats};
@@ -17,6 +18,10 @@ const STDERR: i32 = 2;
 
 /// Pages that processes have in common take memory once.
 pub const PAGES_ONCE: bool = true;
+
+/// How often a service is looked at in which something stands in the way.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(30);
 
 /// How services are carried: connections of clients go on.
 fn options() -> DumpOptions {
@@ -36,7 +41,16 @@ fn options() -> DumpOptions {
 /// Everything that stands in the way of a tree, and what becomes of connections
 /// that lead out of it.
 pub fn preflight(tree: &Tree) -> Result<Checked> {
-    Ok(dump::examine(tree, &options())?)
+    let mut checked = dump::examine(tree, &options())?;
+    for _ in 1..LOOKS {
+        if checked.refusals.is_empty() {
+            break;
+        }
+        // The service is at work: what it does at this moment is no obstacle.
+        std::thread::sleep(BETWEEN_LOOKS);
+        checked = dump::examine(tree, &options())?;
+    }
+    Ok(checked)
 }
 
 /// About how many bytes a tree's images take.
