@@ -100,7 +100,12 @@ impl Vm {
     /// last lines are part of the message.
     pub fn start(options: &Options<'_>) -> Result<Vm> {
         let snapshot = ready::snapshot(options)?;
-        let mut vm = Vm::spawn(options, &snapshot.disk, Some(ready::TAG))?;
+        Vm::go_on(options, &snapshot.disk, ready::TAG)
+    }
+
+    /// Goes on from the snapshot `tag` in a disk.
+    fn go_on(options: &Options<'_>, disk: &Path, tag: &str) -> Result<Vm> {
+        let mut vm = Vm::spawn(options, disk, Some(tag))?;
         vm.agent
             .wait(BOOT_TIMEOUT, &mut vm.child)
             .map_err(|error| vm.with_console(error))?;

@@ -7,7 +7,7 @@
 use super::caches::{Memcached, Pipelined, PubSub};
 use super::client::{Doors, Open, Talk};
 use super::databases::{Listen, MariaDb, Transaction};
-use super::http::{Download, KeptAlive, WebSocket, held_page};
+use super::http::{Crowd, Download, KeptAlive, WebSocket, held_page};
 use super::messages::{Mqtt, Stomp};
 use super::sessions::{Dns, Forward, Idle, Shell};
 
@@ -81,7 +81,7 @@ pub const SERVICES: &[Service] = &[
         name: "PostgreSQL",
         unit: "postgresql@17-main.service",
         package: "postgresql-17",
-        group: 1,
+        group: 2,
         setup: "cd /etc/postgresql/17/main && echo \"listen_addresses = '*'\" >>postgresql.conf && \
                 echo 'host all held 10.0.2.2/32 trust' >>pg_hba.conf",
         after: "runuser -u postgres -- psql -q -c 'CREATE ROLE held LOGIN' \
@@ -100,10 +100,12 @@ pub const SERVICES: &[Service] = &[
         name: "MariaDB",
         unit: "mariadb.service",
         package: "mariadb-server",
-        group: 1,
-        needs: &["`innodb_use_native_aio=0` (it uses io_uring)"],
-        setup: "sed -i 's/^bind-address.*/bind-address = 0.0.0.0\\ninnodb_use_native_aio = 0/' \
-                /etc/mysql/mariadb.conf.d/50-server.cnf",
+        group: 2,
+        needs: &["`MemoryPressureWatch=off` (its trigger is told by no kernel)"],
+        setup: "sed -i 's/^bind-address.*/bind-address = 0.0.0.0/' \
+                /etc/mysql/mariadb.conf.d/50-server.cnf; mkdir -p /etc/systemd/system/mariadb.service.d; \
+                printf '[Service]\\nMemoryPressureWatch=off\\n' \
+                >/etc/systemd/system/mariadb.service.d/held.conf; systemctl daemon-reload",
         after: "mariadb -e \"CREATE DATABASE held; CREATE USER held@'10.0.2.2'; \
                 GRANT ALL ON held.* TO held@'10.0.2.2'; \
                 CREATE TABLE held.seen (n bigint, t text)\"",
@@ -118,7 +120,7 @@ pub const SERVICES: &[Service] = &[
         name: "Apache",
         unit: "apache2.service",
         package: "apache2",
-        group: 1,
+        group: 2,
         setup: concat!(
             "printf 'KeepAliveTimeout 600\\nMaxKeepAliveRequests 0\\nTimeout 600\\n' \
              >/etc/apache2/conf-enabled/patient.conf; \
@@ -142,7 +144,7 @@ pub const SERVICES: &[Service] = &[
         unit: "haproxy.service",
         package: "haproxy",
         cmpxchg16b: true,
-        group: 2,
+        group: 3,
         with: &["memcached"],
         setup: "printf 'frontend held\\n mode tcp\\n option tcplog\\n timeout client 1h\\n bind :7000\\n \
                 default_backend held\\nbackend held\\n mode tcp\\n timeout server 1h\\n \
@@ -196,7 +198,6 @@ pub const SERVICES: &[Service] = &[
         unit: "held-node.service",
         package: "nodejs",
         group: 1,
-        needs: &["`SystemCallFilter=~io_uring_setup` (it uses io_uring)"],
         setup: NODE,
         ports: &[8082],
         clients: &[
@@ -212,6 +213,7 @@ pub const SERVICES: &[Service] = &[
         group: 1,
         with: &["Node.js"],
         setup: concat!(
+            "sed -i 's/worker_connections .*/worker_connections 4096;/' /etc/nginx/nginx.conf; ",
             "printf 'keepalive_timeout 600s;\\nkeepalive_requests 1000000;\\nsend_timeout 600s;\\n\
              proxy_read_timeout 600s;\\n' >/etc/nginx/conf.d/patient.conf; \
              printf 'location /echo {\\n proxy_pass http://127.0.0.1:8082;\\n proxy_http_version 1.1;\\n \
@@ -233,6 +235,10 @@ pub const SERVICES: &[Service] = &[
             ("a proxied websocket", |doors| {
                 WebSocket::open(doors, 80, "/echo")
             }),
+            (
+                "1,000 kept-alive connections (worker_connections 4096)",
+                |doors| Crowd::open(doors, 80),
+            ),
         ],
         ..NONE
     },
@@ -286,7 +292,7 @@ pub const SERVICES: &[Service] = &[
         name: "Dovecot",
         unit: "dovecot.service",
         package: "dovecot-core",
-        group: 1,
+        group: 2,
         setup: "printf 'auth_allow_cleartext = yes\\nssl = no\\n' >/etc/dovecot/conf.d/99-held.conf",
         ports: &[143],
         clients: &[("IMAP IDLE", Idle::open)],
@@ -296,7 +302,7 @@ pub const SERVICES: &[Service] = &[
         name: "OpenSSH",
         unit: "ssh.service",
         package: "openssh-server",
-        group: 1,
+        group: 2,
         with: &["memcached"],
         setup: "install -d -m 700 -o held -g held /home/held/.ssh; \
                 install -m 600 -o held -g held /root/held.pub /home/held/.ssh/authorized_keys",
@@ -311,7 +317,7 @@ pub const SERVICES: &[Service] = &[
         name: "Prometheus",
         unit: "prometheus.service",
         package: "prometheus",
-        group: 1,
+        group: 2,
         ports: &[9090],
         clients: &[("a kept-alive connection", |doors| {
             KeptAlive::open(doors, 9090, |number| {
@@ -329,7 +335,7 @@ pub const SERVICES: &[Service] = &[
         name: "Tomcat",
         unit: "tomcat10.service",
         package: "tomcat10",
-        group: 1,
+        group: 2,
         setup: "sed -i 's/connectionTimeout=\"20000\"/connectionTimeout=\"600000\" \
                 maxKeepAliveRequests=\"-1\"/' /etc/tomcat10/server.xml; \
                 d=/var/lib/tomcat10/webapps/ROOT; mkdir -p $d; for i in $(seq -w 0 255); do \
@@ -342,7 +348,7 @@ pub const SERVICES: &[Service] = &[
         name: "RabbitMQ",
         unit: "rabbitmq-server.service",
         package: "rabbitmq-server",
-        group: 1,
+        group: 2,
         setup: "echo 'loopback_users = none' >>/etc/rabbitmq/rabbitmq.conf; \
                 rabbitmq-plugins enable --offline rabbitmq_stomp",
         ports: &[61613],
@@ -355,7 +361,7 @@ pub const SERVICES: &[Service] = &[
         name: "Podman container",
         unit: "held-container.service",
         package: "podman",
-        group: 3,
+        group: 4,
         setup: CONTAINER,
         ports: &[8084],
         clients: &[("values set and read, a counter", |doors| {
@@ -388,7 +394,7 @@ server.on('upgrade', (request, socket) => {
 });
 server.listen(8082, '0.0.0.0');
 END
-printf '[Service]\nExecStart=/usr/bin/node /usr/local/lib/held.js\nDynamicUser=yes\nSystemCallFilter=~io_uring_setup\nSystemCallErrorNumber=ENOSYS\n' \
+printf '[Service]\nExecStart=/usr/bin/node /usr/local/lib/held.js\nDynamicUser=yes\n' \
   >/etc/systemd/system/held-node.service
 systemctl daemon-reload"#;
 

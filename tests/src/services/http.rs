@@ -1,6 +1,8 @@
 //! Clients of web servers: kept-alive connections, downloads in flight,
 //! websockets.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::client::{Doors, Talk, Trouble, same};
@@ -84,6 +86,70 @@ impl Talk for KeptAlive {
             b"HTTP/1.1 200",
         )?;
         same(&body, &expected)
+    }
+}
+
+/// Connections that are held at once.
+const CROWD: usize = 1000;
+
+/// How many of them ask in one turn.
+const CROWD_TURN: usize = 100;
+
+/// Very many kept-alive connections, which ask a hundred at a time.
+pub struct Crowd {
+    wires: Vec<Wire>,
+}
+
+impl Crowd {
+    /// Connects them all; each asks once.
+    ///
+    /// # Errors
+    /// When one is not accepted or not answered.
+    pub fn open(doors: &Doors, port: u16) -> Result<Box<dyn Talk>> {
+        let port = doors.to(port)?;
+        let mut crowd = Crowd { wires: Vec::new() };
+        // One by one: what is between us and the guest lets few wait.
+        for number in 0..CROWD {
+            crowd.wires.push(Wire::connect(port)?);
+            if let Err(trouble) = crowd.ask(number..number + 1) {
+                bail!("connection {number}: {trouble}");
+            }
+        }
+        Ok(Box::new(crowd))
+    }
+
+    /// Some of them ask, all at once, and are answered.
+    fn ask(&mut self, who: Range<usize>) -> Result<u64, Trouble> {
+        let from = who.start;
+        let wires = &mut self.wires[who];
+        let mut expected = Vec::new();
+        for (number, wire) in wires.iter_mut().enumerate() {
+            let at = (from + number) * 16;
+            let range = format!("Range: bytes={at}-{}", at + 15);
+            wire.send(
+                format!("GET /numbers HTTP/1.1\r\nHost: held\r\n{range}\r\n\r\n").as_bytes(),
+            )?;
+            expected.push(format!("{:015}\n", from + number).into_bytes());
+        }
+        let mut checked = 0;
+        for (wire, expected) in wires.iter_mut().zip(expected) {
+            let head = head(wire)?;
+            let body = body(wire, &head)?;
+            same(
+                head.status.get(..12).unwrap_or_default().as_bytes(),
+                b"HTTP/1.1 206",
+            )?;
+            checked += same(&body, &expected)?;
+        }
+        Ok(checked)
+    }
+}
+
+impl Talk for Crowd {
+    fn turn(&mut self, number: u64) -> Result<u64, Trouble> {
+        let turns = (CROWD / CROWD_TURN) as u64;
+        let from = (number % turns) as usize * CROWD_TURN;
+        self.ask(from..from + CROWD_TURN)
     }
 }
 

@@ -26,37 +26,69 @@ pub struct Snapshot {
 /// # Errors
 /// When the machine does not boot.
 pub fn snapshot(options: &Options<'_>) -> Result<Snapshot> {
-    let Options {
-        image,
-        kernel,
-        accel,
-        cmpxchg16b,
-        ..
-    } = *options;
-    let dir = image.dir.join("ready");
-    fs::create_dir_all(&dir)?;
-    let version = qemu_version()?;
-    let machine = Machine {
-        accel,
-        kernel,
-        ports: Ports::default(),
-        resume_from: None,
-        detached: false,
-        cmpxchg16b,
-    };
-    let fingerprint = machine.fingerprint();
-    let name = format!(
-        "{}-{}-{version}-{fingerprint}",
-        kernel.release,
-        accel.name()
-    );
-    let disk = dir.join(format!("{name}.qcow2"));
-    let lock = File::create(dir.join(format!("{name}.lock")))?;
+    let disk = place(options, None)?;
+    let lock = File::create(disk.with_extension("lock"))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     if !disk.exists() {
         make(options, &disk)?;
     }
     Ok(Snapshot { disk })
+}
+
+/// Where a snapshot of a machine with these options lies, or one that was made
+/// later and has a name.
+fn place(options: &Options<'_>, name: Option<&str>) -> Result<PathBuf> {
+    let dir = options.image.dir.join("ready");
+    fs::create_dir_all(&dir)?;
+    let machine = Machine {
+        accel: options.accel,
+        kernel: options.kernel,
+        ports: Ports::default(),
+        resume_from: None,
+        detached: false,
+        cmpxchg16b: options.cmpxchg16b,
+    };
+    let mut file = format!(
+        "{}-{}-{}-{}",
+        options.kernel.release,
+        options.accel.name(),
+        qemu_version()?,
+        machine.fingerprint()
+    );
+    if let Some(name) = name {
+        file = format!("{file}-{name}");
+    }
+    Ok(dir.join(format!("{file}.qcow2")))
+}
+
+/// A machine as it was when it was kept under this name, if one was. Its
+/// processes, its disk and its memory are those of that moment.
+///
+/// # Errors
+/// When it does not go on.
+pub fn resume(options: &Options<'_>, name: &str) -> Result<Option<Vm>> {
+    let disk = place(options, Some(name))?;
+    if !disk.exists() {
+        return Ok(None);
+    }
+    Vm::go_on(options, &disk, name).map(Some)
+}
+
+/// Keeps a running machine for [`resume`]; it goes on.
+///
+/// # Errors
+/// When QEMU or the copy of the disk fails.
+pub fn keep(vm: &mut Vm, options: &Options<'_>, name: &str) -> Result<()> {
+    let disk = place(options, Some(name))?;
+    let mut qmp = Qmp::connect(&vm.dir.join("qmp.sock"))?;
+    qmp.monitor("stop")?;
+    qmp.monitor(&format!("savevm {name}"))?;
+    let unfinished = disk.with_extension("new");
+    super::copy_sparse(&vm.dir.join("disk.qcow2"), &unfinished)?;
+    fs::rename(&unfinished, &disk)?;
+    qmp.monitor("cont")?;
+    drop(qmp);
+    vm.set_clock()
 }
 
 fn make(options: &Options<'_>, disk: &Path) -> Result<()> {
