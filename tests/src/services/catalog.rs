@@ -246,7 +246,7 @@ pub const SERVICES: &[Service] = &[
         name: "PHP-FPM",
         unit: "php8.4-fpm.service",
         package: "php8.4-fpm",
-        group: 1,
+        group: 3,
         with: &["nginx"],
         setup: "mkdir -p /var/www/html; \
                 echo '<?php echo strrev(\"turn \" . $_GET[\"n\"]);' >/var/www/html/held.php",
@@ -361,7 +361,7 @@ pub const SERVICES: &[Service] = &[
         name: "Podman container",
         unit: "held-container.service",
         package: "podman",
-        group: 4,
+        group: 3,
         setup: CONTAINER,
         ports: &[8084],
         clients: &[("values set and read, a counter", |doors| {

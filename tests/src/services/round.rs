@@ -102,7 +102,8 @@ pub fn run(bench: &Bench<'_>, group: &[&'static Service]) -> Result<Rows> {
         })
         .collect();
     let doors = doors(&mut vm, &running)?;
-    for r in &mut running {
+    let asked_for = |r: &Running| group.iter().any(|s| s.name == r.service.name);
+    for r in running.iter_mut().filter(|r| asked_for(r)) {
         for (holds, open) in r.service.clients {
             match Holding::open(holds, *open, &doors) {
                 Ok(client) => r.clients.push(client),
@@ -114,7 +115,7 @@ pub fn run(bench: &Bench<'_>, group: &[&'static Service]) -> Result<Rows> {
         }
     }
     // What did not start or does not serve says nothing about carrying.
-    running.retain(|r| r.clients.len() == r.service.clients.len());
+    running.retain(|r| !asked_for(r) || r.clients.len() == r.service.clients.len());
     for client in running.iter().flat_map(|r| &r.clients) {
         client.wait_for(ANSWERS)?;
     }
