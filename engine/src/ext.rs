@@ -89,6 +89,20 @@ pub struct RcrTask {
     /// Names given to private mappings (`PR_SET_VMA_ANON_NAME`).
     #[prost(message, repeated, tag = "6")]
     pub vma_names: Vec<VmaName>,
+    /// What is undone of semaphores when it ends (`SEM_UNDO`).
+    #[prost(message, repeated, tag = "41")]
+    pub undo: Vec<RcrUndo>,
+}
+
+/// What is undone of a set of semaphores.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RcrUndo {
+    /// The set.
+    #[prost(int32, required, tag = "1")]
+    pub id: i32,
+    /// What is added to each semaphore.
+    #[prost(sint32, repeated, tag = "2")]
+    pub values: Vec<i32>,
 }
 
 /// Offsets of a time namespace (time_namespaces(7)) from those of the

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::Pid;
 
+use super::hidden;
 use super::{DumpError, DumpOptions};
 use crate::content;
 use crate::file::{FilePolicy, FileSaver, TaskFiles};
@@ -221,6 +222,33 @@ pub(super) fn process(p: &Process, vmas: &[Vma]) -> Result<Vec<Refusal>, DumpErr
             advice: advice.to_owned(),
         });
     };
+    match hidden::undo(p.voice()) {
+        Ok((undo, false)) => {
+            for set in undo {
+                refuse(
+                    "semaphores",
+                    format!(
+                        "what it did to set {} of the host is undone when it ends (SEM_UNDO)",
+                        set.id
+                    ),
+                    "give the service an IPC namespace of its own (PrivateIPC=yes), or untag it",
+                );
+            }
+        }
+        Ok((_, true)) => {}
+        Err(_) if has_ended(p) => {}
+        Err(e) => return Err(e),
+    }
+    match hidden::waiting_request(p.voice(), vmas) {
+        Ok(None) => {}
+        Ok(Some(id)) => refuse(
+            "AIO context",
+            format!("a request to the one at {id:#x} waits for a file to be ready"),
+            "untag the unit",
+        ),
+        Err(_) if has_ended(p) => {}
+        Err(e) => return Err(e),
+    }
     // The attribute is absent or unreadable where no security module has one.
     let label = text::read_string(format!("/proc/{}/attr/current", p.pid)).unwrap_or_default();
     let label = label.trim_end_matches(['\0', '\n']);

@@ -7,6 +7,7 @@
 //! thaws or kills it. After failure the tree is frozen as before, unharmed.
 
 mod check;
+mod hidden;
 mod numbers;
 mod pages;
 mod process;

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::Pid;
 
+use super::hidden;
 use super::settled::{Settled, Workshop};
 use super::thread::dead_leader;
 use super::{Dump, DumpError, DumpOptions, MappedFile, Ready};
@@ -107,6 +108,7 @@ impl Dump<'_> {
             exit_signal: Some(p.info.exit_signal),
             dead_leader: p.info.leader_is_dead().then_some(p.info.exit_code),
             pid_ns_of_children: self.numbering.of_children(voice)?,
+            undo: hidden::undo(voice)?.0,
             ..own
         };
         Ok(put_records(

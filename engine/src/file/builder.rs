@@ -1,5 +1,6 @@
 //! Restoring: records become open files, held by us for the tasks to take.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,6 +24,7 @@ use crate::image::schema::{
 use crate::image::{ImageError, ImageSource, Kind, get_reader, get_records, names};
 use crate::namespace::net::with_net;
 use crate::socket::credentials;
+use crate::socket::device;
 use crate::socket::unix::LISTEN;
 use crate::socket::unix_back::{self, Record};
 use crate::socket::unix_queue::{self, Later, Queues};
@@ -348,7 +350,8 @@ impl<'a> FileBuilder<'a> {
     }
 
     fn build_single(&mut self, entry: &FileEntry) -> Result<OwnedFd, BuildError> {
-        let extra = self.extras.get(&entry.id).map(Rc::as_ref);
+        let (entry, extra) = self.on_devices_here(entry)?;
+        let (entry, extra) = (entry.as_ref(), extra.as_deref());
         let incomplete = || BuildError::Images(format!("a {:?} without its part", entry.r#type()));
         let (fd, flags) = match entry.r#type() {
             FdTypes::Reg => {
@@ -452,6 +455,24 @@ impl<'a> FileBuilder<'a> {
         };
         set_flags(fd.as_fd(), flags)?;
         Ok(fd)
+    }
+
+    /// The records with the numbers that network devices have here.
+    fn on_devices_here<'e>(
+        &self,
+        entry: &'e FileEntry,
+    ) -> Result<(Cow<'e, FileEntry>, Option<Rc<RcrFile>>), BuildError> {
+        let extra = self.extras.get(&entry.id).cloned();
+        let socket = extra.as_ref().and_then(|e| e.socket.as_ref());
+        if socket.is_none_or(|s| s.devices.is_empty()) {
+            return Ok((Cow::Borrowed(entry), extra));
+        }
+        let mut entry = entry.clone();
+        let mut extra = extra.map(Rc::unwrap_or_clone).unwrap_or_default();
+        if let Some(socket) = &mut extra.socket {
+            device::renumber(socket, entry.psk.as_mut())?;
+        }
+        Ok((Cow::Owned(entry), Some(Rc::new(extra))))
     }
 
     fn open_path(&mut self, reg: &RegFileEntry) -> Result<OwnedFd, BuildError> {

@@ -279,6 +279,20 @@ pub struct RcrSocket {
     /// For unix sockets: whom it sees at the other end (SO_PEERCRED).
     #[prost(message, optional, tag = "15")]
     pub peer_cred: Option<RcrPeer>,
+    /// The devices whose numbers stand in addresses and options.
+    #[prost(message, repeated, tag = "16")]
+    pub devices: Vec<RcrDevice>,
+}
+
+/// A network device.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RcrDevice {
+    /// Its number at the dump.
+    #[prost(uint32, required, tag = "1")]
+    pub number: u32,
+    /// Its name, by which it is found again.
+    #[prost(string, required, tag = "2")]
+    pub name: String,
 }
 
 /// A process as its peers see it.

@@ -14,6 +14,7 @@ use super::maps::Vma;
 use super::pages::Saved;
 use crate::image::schema::{IpcDescEntry, IpcShmEntry};
 use crate::image::{ImageSink, ImageSource, Kind, get_records, names, put_records};
+use crate::namespace::as_creator;
 use crate::remote::Program;
 use crate::sys::shm;
 
@@ -127,11 +128,10 @@ fn make(e: &IpcShmEntry, content: &Saved<'_>) -> Result<(), MemoryError> {
     std::fs::write(NEXT_ID, id.to_string()).map_err(MemoryError::io(NEXT_ID))?;
     let huge = e.hugetlb_flag;
     let huge = huge.map_or(0, |bits| bits as i32 | libc::SHM_HUGETLB);
-    let got = shm::create(
-        e.desc.key as i32,
-        e.size as usize,
-        e.desc.mode as i32 & 0o777 | huge,
-    )?;
+    let got = as_creator(&e.desc, || {
+        let mode = e.desc.mode as i32 & 0o777 | huge;
+        shm::create(e.desc.key as i32, e.size as usize, mode)
+    })?;
     if got != id {
         shm::remove(got)?;
         return Err(MemoryError::io(what())(io::Error::from(Errno::EEXIST)));

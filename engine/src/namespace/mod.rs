@@ -32,7 +32,8 @@ pub use ids::{
     NsIds, NsKind, Owner, Remembered, check_namespaces, comm, inode_of, mount_owner, open_cgroup,
     open_ipc, open_net, owner_of, uts_owner,
 };
-pub use ipc::{IpcNamespace, build_ipc, foreign_segments, save_ipc};
+pub(crate) use ipc::as_creator;
+pub use ipc::{IpcNamespace, build_ipc, foreign_segments, save_ipc, semaphore_sets};
 pub use mnt::{
     Beside, HostEnv, MountNamespace, MountPolicy, Proc, RootShown, build_mounts, check_mounts,
     estimate_mounts, prepare_host, root_shown, save_host, save_mounts,

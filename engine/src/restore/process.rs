@@ -8,6 +8,7 @@ use super::births::Birth;
 use super::images::{Images, LiveImage, ProcessImage};
 use super::memory::open_own_pidfd;
 use super::worlds::{Worlds, join, take};
+use crate::ext::RcrUndo;
 use crate::file::{FileBuilder, spare_number};
 use crate::image::schema::PosixTimerEntry;
 use crate::remote::{OpId, Program, Tracee};
@@ -71,6 +72,7 @@ impl Step<'_, '_> {
             self.place(&mut prog, placed, spare, &live.fdinfo)?;
         }
         self.files.late(p.id, &live.fdinfo, &mut prog)?;
+        undo(&mut prog, &p.ext.undo);
         self.state(&mut prog, p, live);
         if p.ext.mdwe != 0 {
             let forbidden = p.ext.mdwe as i32;
@@ -346,6 +348,31 @@ fn set(p: &mut Program, what: &str, option: i32, value: impl Into<i32>) {
         0.into(),
     ];
     p.call(libc::SYS_prctl, what, &args);
+}
+
+/// Has the kernel undo things at the process's end, in its IPC namespace: each
+/// semaphore is changed and changed back in one call, which never waits.
+fn undo(p: &mut Program, sets: &[RcrUndo]) {
+    for set in sets {
+        for (n, &value) in set.values.iter().enumerate().filter(|(_, v)| **v != 0) {
+            // struct sembuf; what is added first cannot have to wait.
+            let up = if value > 0 { 0 } else { libc::SEM_UNDO };
+            let by = value.unsigned_abs() as i16;
+            let one = |by: i16, flags: i32| {
+                [
+                    (n as u16).to_ne_bytes(),
+                    by.to_ne_bytes(),
+                    (flags as i16).to_ne_bytes(),
+                ]
+                .concat()
+            };
+            let both = [one(by, up), one(-by, libc::SEM_UNDO - up)].concat();
+            let both = p.bytes(&both);
+            let args = [set.id.into(), both.into(), 2.into()];
+            let what = format!("undo semaphore {n} of set {} at the end", set.id);
+            p.call(libc::SYS_semop, what, &args);
+        }
+    }
 }
 
 /// `PR_TIMER_CREATE_RESTORE_IDS` exists from Linux 6.15.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::tcp::{LISTEN, MPTCP};
-use super::{Kind, datagram, multicast, opts, tcp};
+use super::{Kind, datagram, device, multicast, opts, tcp};
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::examined::{Examined, Saved};
 use crate::file::record::{Fate, RcrFile, RcrSocket};
@@ -83,7 +83,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         ..InetSkEntry::default()
     });
     let bound = src_port != 0 || local.get(4..).is_some_and(|_| !is_any(&local));
-    saved.extra.socket = Some(RcrSocket {
+    let mut more = RcrSocket {
         local: bound.then_some(local),
         peer,
         // A connection that comes back closed has no more use for its options.
@@ -101,7 +101,9 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         gid: Some(file.stat.st_gid),
         datagrams: datagram::save(file, kind)?,
         ..RcrSocket::default()
-    });
+    };
+    device::save(file.fd, &mut more, None)?;
+    saved.extra.socket = Some(more);
     Ok(())
 }
 

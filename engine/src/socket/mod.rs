@@ -6,6 +6,7 @@
 
 pub(crate) mod credentials;
 mod datagram;
+pub(crate) mod device;
 mod diag;
 mod footing;
 pub(crate) mod fuzzing;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::lock::{inside, netns_of};
 use super::wire::{self, Messages, NLM_F_DUMP, word};
-use super::{Kind, opts};
+use super::{Kind, device, opts};
 use crate::file::error::{BuildError, Stop, refuse};
 use crate::file::examined::{Examined, Saved};
 use crate::file::record::{RcrFile, RcrSocket};
@@ -95,12 +95,14 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         tx_ring: None,
         ns_id: None,
     });
-    saved.extra.socket = Some(RcrSocket {
+    let mut more = RcrSocket {
         options,
         uid: Some(file.stat.st_uid),
         gid: Some(file.stat.st_gid),
         ..RcrSocket::default()
-    });
+    };
+    device::save(file.fd, &mut more, saved.entry.psk.as_mut())?;
+    saved.extra.socket = Some(more);
     Ok(())
 }
 

@@ -42,6 +42,7 @@ static PLAIN: RcrSocket = RcrSocket {
     datagrams: Vec::new(),
     urgent_at: None,
     peer_cred: None,
+    devices: Vec::new(),
 };
 
 impl<'a> Record<'a> {

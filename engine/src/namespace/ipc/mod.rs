@@ -1,9 +1,7 @@
 //! IPC namespaces: System V shared memory, message queues and semaphores with
 //! their ids and keys, POSIX message queues, and the limits of all of them.
 //!
-//! Everything is looked at and made by a thread inside of the namespace. What
-//! a process would undo of a semaphore when it ends (`SEM_UNDO`) the kernel
-//! tells nobody, and it is not carried.
+//! Everything is looked at and made by a thread inside of the namespace.
 
 pub mod posix;
 mod queues;
@@ -133,6 +131,28 @@ pub fn foreign_segments(pid: i32) -> Result<Option<BTreeMap<i32, u64>>, Namespac
     }
     let ns = open_ns(&format!("/proc/{pid}/ns/ipc"))?;
     inside(ns.as_fd(), || segments::sizes().map(Some))
+}
+
+/// How many semaphores each set has in the IPC namespace of a task, and whether
+/// that is another one than ours.
+pub fn semaphore_sets(pid: i32) -> Result<(BTreeMap<i32, usize>, bool), NamespaceError> {
+    let task = NsIds::of(Pid::from_raw(pid))?;
+    if task.same(&NsIds::own()?, NsKind::Ipc) {
+        return Ok((semaphores::sizes()?, false));
+    }
+    let ns = open_ns(&format!("/proc/{pid}/ns/ipc"))?;
+    inside(ns.as_fd(), || Ok((semaphores::sizes()?, true)))
+}
+
+/// Runs what makes an object as its creator, who is told from its owner.
+pub(crate) fn as_creator<T: Send>(
+    desc: &IpcDescEntry,
+    make: impl FnOnce() -> Result<T, SysError> + Send,
+) -> Result<T, SysError> {
+    match (desc.cuid, desc.cgid) {
+        (0, 0) => make(),
+        (uid, gid) => crate::socket::sys::as_ids(uid, gid, &[], make),
+    }
 }
 
 fn limits() -> Vec<LimitEntry> {

@@ -1,7 +1,7 @@
 //! Message queues of an IPC namespace. Their messages are looked at where they
 //! are (`MSG_COPY`), so nothing is taken out.
 
-use super::{description, failed, ids, with_id};
+use super::{as_creator, description, failed, ids, with_id};
 use crate::image::schema::{IpcMsg, IpcMsgEntry};
 use crate::image::{ImageError, ImageSink, ImageSource, ImageWriter, Kind, get_reader, put_image};
 use crate::namespace::NamespaceError;
@@ -84,7 +84,9 @@ pub(super) fn make(all: &Queues) -> Result<(), NamespaceError> {
         let id = e.desc.id as i32;
         let mode = e.desc.mode & 0o777;
         with_id("msg", id, || {
-            sysv::queue_create(e.desc.key as i32, mode as i32)
+            as_creator(&e.desc, || {
+                sysv::queue_create(e.desc.key as i32, mode as i32)
+            })
         })?;
         let set = || sysv::queue_set(id, e.desc.uid, e.desc.gid, mode, e.qbytes.into());
         set().map_err(failed)?;

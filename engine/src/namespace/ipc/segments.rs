@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{description, failed, ids, with_id};
+use super::{as_creator, description, failed, ids, with_id};
 use crate::image::schema::IpcShmEntry;
 use crate::image::{ImageError, ImageSink, ImageSource, ImageWriter, Kind, get_reader, put_image};
 use crate::namespace::NamespaceError;
@@ -69,7 +69,9 @@ pub(super) fn make(all: &Segments) -> Result<(), NamespaceError> {
         let id = e.desc.id as i32;
         let mode = e.desc.mode & 0o777;
         with_id("shm", id, || {
-            shm::create(e.desc.key as i32, e.size as usize, mode as i32)
+            as_creator(&e.desc, || {
+                shm::create(e.desc.key as i32, e.size as usize, mode as i32)
+            })
         })?;
         let mut attached = shm::Attached::new(id, bytes.len()).map_err(failed)?;
         attached.bytes().copy_from_slice(bytes);

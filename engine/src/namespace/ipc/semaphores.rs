@@ -1,6 +1,8 @@
 //! Semaphores of an IPC namespace.
 
-use super::{description, failed, ids, with_id};
+use std::collections::BTreeMap;
+
+use super::{as_creator, description, failed, ids, with_id};
 use crate::image::schema::IpcSemEntry;
 use crate::image::{ImageError, ImageSink, ImageSource, ImageWriter, Kind, get_reader, put_image};
 use crate::namespace::NamespaceError;
@@ -10,6 +12,18 @@ type Sets = Vec<(IpcSemEntry, Vec<u16>)>;
 
 fn name(ns_id: u32) -> String {
     format!("ipcns-sem-{ns_id}.img")
+}
+
+/// How many semaphores each set has, where the calling thread is.
+pub(super) fn sizes() -> Result<BTreeMap<i32, usize>, NamespaceError> {
+    let mut all = BTreeMap::new();
+    for id in ids("sem")? {
+        // One that was removed just now has none.
+        if let Ok(s) = sysv::semaphores_stat(id) {
+            all.insert(id, s.sem_nsems as usize);
+        }
+    }
+    Ok(all)
 }
 
 /// All of them, where the calling thread is.
@@ -60,7 +74,9 @@ pub(super) fn make(all: &Sets) -> Result<(), NamespaceError> {
     for (e, values) in all {
         let mode = e.desc.mode & 0o777;
         with_id("sem", e.desc.id as i32, || {
-            sysv::semaphores_create(e.desc.key as i32, values, mode as i32)
+            as_creator(&e.desc, || {
+                sysv::semaphores_create(e.desc.key as i32, values, mode as i32)
+            })
         })?;
         let (id, d) = (e.desc.id as i32, &e.desc);
         sysv::semaphores_set(id, d.uid, d.gid, mode).map_err(failed)?;

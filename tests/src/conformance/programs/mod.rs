@@ -12,6 +12,7 @@ pub mod datagrams;
 pub mod executables;
 pub mod files;
 pub mod filters;
+pub mod held;
 pub mod hugetlb;
 pub mod ipc;
 pub mod leaders;
@@ -101,6 +102,7 @@ pub const ALL: &[&[Case]] = &[
     sockets_unix::CASES,
     datagrams::CASES,
     peers::CASES,
+    held::CASES,
     tcp::CASES,
     tcp_states::CASES,
     terminals::CASES,
