@@ -15,14 +15,29 @@ use crate::unit::Unit;
 /// carries them.
 const PRIVATE: &str = "/systemd-private-";
 
-/// The paths of a service that lie on tmpfs: its run-time directories, PID file
-/// and every such file that its processes have open or mapped, private
-/// temporary directories aside. Sorted, without what another entry includes.
+/// Directories of `/run` that are not one service's.
+const SHARED: [&str; 8] = [
+    "dbus",
+    "initramfs",
+    "lock",
+    "log",
+    "mount",
+    "rcr",
+    "systemd",
+    "user",
+];
+
+/// The paths of a service that lie on tmpfs: its run-time directories, PID file,
+/// directories of `/run` that it has sockets in, and every such file that its
+/// processes have open or mapped, private temporary directories aside. Sorted,
+/// without what another entry includes.
 pub fn paths_of(unit: &Unit, pids: &[i32]) -> Vec<PathBuf> {
     let mut found: BTreeSet<PathBuf> = unit.runtime_directories.iter().cloned().collect();
     found.extend(unit.pid_file.clone());
     for pid in pids {
         found.extend(open_files(*pid));
+        let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+        found.extend(directories_of_sockets(&table, &socket_inodes(*pid)));
     }
     found.retain(|path| {
         !path.to_string_lossy().contains(PRIVATE)
@@ -57,6 +72,39 @@ fn open_files(pid: i32) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The inode numbers of a process's sockets.
+fn socket_inodes(pid: i32) -> BTreeSet<u64> {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    fds.filter_map(|entry| {
+        let link = fs::read_link(entry.ok()?.path()).ok()?;
+        let inode = link.to_str()?.strip_prefix("socket:[")?;
+        inode.strip_suffix(']')?.parse().ok()
+    })
+    .collect()
+}
+
+/// The directories of `/run` in which sockets with these inode numbers have their
+/// names, by a table as of /proc/net/unix (proc_net(5)). A service may have made
+/// its directory itself, and what else is in it belongs to the service too.
+fn directories_of_sockets(table: &str, inodes: &BTreeSet<u64>) -> BTreeSet<PathBuf> {
+    // Num RefCount Protocol Flags Type St Inode Path
+    let names = table.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let inode: u64 = words.nth(6)?.parse().ok()?;
+        inodes.contains(&inode).then(|| words.next()).flatten()
+    });
+    let directory = |name: &str| {
+        let below = ["/run/", "/var/run/"]
+            .iter()
+            .find_map(|run| name.strip_prefix(run))?;
+        let (first, _) = below.split_once('/')?;
+        (!SHARED.contains(&first)).then(|| Path::new("/run").join(first))
+    };
+    names.filter_map(directory).collect()
+}
+
 fn on_tmpfs(path: &Path) -> bool {
     // A symbolic link is judged by the directory that holds it.
     let judged = match fs::symlink_metadata(path) {
@@ -69,6 +117,20 @@ fn on_tmpfs(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_directory_of_a_socket_is_the_services_own() {
+        let table = "Num RefCount Protocol Flags Type St Inode Path\n\
+                     0: 2 0 00010000 0001 01 11 /run/mysqld/mysqld.sock\n\
+                     0: 2 0 00010000 0001 01 12 /var/run/dovecot/login/imap\n\
+                     0: 2 0 00010000 0001 01 13 /run/top.sock\n\
+                     0: 3 0 00000000 0001 03 14 /run/systemd/journal/stdout\n\
+                     0: 3 0 00000000 0001 03 15\n\
+                     0: 2 0 00010000 0001 01 16 /run/other/sock\n";
+        let found = directories_of_sockets(table, &BTreeSet::from([11, 12, 13, 14, 15]));
+        let expected = ["/run/dovecot", "/run/mysqld"].map(PathBuf::from);
+        assert_eq!(Vec::from_iter(found), expected);
+    }
 
     #[test]
     fn open_files_on_tmpfs_are_found() {
