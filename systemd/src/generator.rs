@@ -75,6 +75,10 @@ fn list<'a>(key: &str, units: impl Iterator<Item = &'a str>) -> String {
     text
 }
 
+/// systemd does not start a unit among processes that are there already if it may
+/// not kill them, and stops those instead.
+const TAKES_PROCESSES: &str = "SendSIGKILL=yes\n";
+
 /// The drop-in that turns a start into an adoption.
 fn adoption(record: &AdoptionRecord) -> String {
     let mut text = format!(
@@ -84,7 +88,8 @@ fn adoption(record: &AdoptionRecord) -> String {
          ExecStartPre=\n\
          ExecStart=\n\
          ExecStartPost=\n\
-         ExecStart=+{ADOPT_PROGRAM} {unit}\n",
+         ExecStart=+{ADOPT_PROGRAM} {unit}\n\
+         {TAKES_PROCESSES}",
         unit = record.unit.replace('\\', "\\\\"),
     );
     if !record.syslog_identifier.is_empty() {
@@ -158,7 +163,7 @@ mod tests {
             outputs[0].text,
             "# Made by rcr-generator: redis.service was carried over from the last kernel.\n\
              [Service]\nExecCondition=\nExecStartPre=\nExecStart=\nExecStartPost=\n\
-             ExecStart=+/usr/lib/rcr/rcr-adopt redis.service\nType=notify\nNotifyAccess=all\n"
+             ExecStart=+/usr/lib/rcr/rcr-adopt redis.service\nSendSIGKILL=yes\nType=notify\nNotifyAccess=all\n"
         );
         assert_eq!(
             outputs[1].path,
