@@ -18,6 +18,9 @@ pub const PATIENCE: Duration = Duration::from_secs(900);
 /// Between a good answer and the next question.
 const INTERVAL: Duration = Duration::from_millis(400);
 
+/// How long a client may be in the middle of a question when it is ended.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
+
 /// Host ports that lead to the guest's, by the guest's number.
 #[derive(Debug, Clone, Default)]
 pub struct Doors(pub BTreeMap<u16, u16>);
@@ -153,12 +156,19 @@ impl Holding {
         Ok(())
     }
 
-    /// Ends it.
+    /// Ends it. One that waits for an answer that does not come is left behind.
     ///
     /// # Errors
     /// When its thread panicked.
     pub fn finish(self) -> Result<Tally> {
         self.stop.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        while !self.thread.is_finished() {
+            if start.elapsed() > LAST_ANSWER {
+                return Ok(self.tally());
+            }
+            std::thread::sleep(INTERVAL);
+        }
         let ended = self.thread.join();
         ended.map_err(|_| anyhow!("the client of {} panicked", self.holds))?;
         let tally = self.tally.lock().map(|t| t.clone());

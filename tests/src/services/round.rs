@@ -180,7 +180,6 @@ fn machine(
     };
     let key = ssh_identity()?;
     let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
     for s in services {
         (s.name, s.unit, s.setup, s.after).hash(&mut hasher);
     }
@@ -188,6 +187,10 @@ fn machine(
     let begin = Instant::now();
     if let Some(mut vm) = ready::resume(&options, &name)? {
         guest::enable_product(&mut vm)?;
+        // The key is this run's.
+        vm.write_file("/root/held.pub", key.as_bytes(), 0o644)?;
+        vm.sh("k=/home/held/.ssh/authorized_keys; \
+             [ ! -e $k ] || install -m 600 -o held -g held /root/held.pub $k")?;
         let mut running = Vec::new();
         for service in services {
             running.push((*service, version(&mut vm, service)?));
@@ -195,6 +198,7 @@ fn machine(
         println!("resumed after {:.0?}", begin.elapsed());
         return Ok((vm, running));
     }
+    println!("no machine is kept as {name}");
     let mut vm = Vm::start(&options)?;
     println!("the machine runs after {:.0?}", begin.elapsed());
     guest::enable_product(&mut vm)?;
