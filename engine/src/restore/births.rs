@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
-use super::memory::{Memory, open_own_pidfd};
+use super::memory::Memory;
 use super::worlds::{Worlds, take};
 use super::{RestoreError, RestoreOptions};
 use crate::arch;
@@ -329,8 +329,7 @@ impl Nursery<'_, '_, '_> {
         };
         let ours = files.open(id)?.as_raw_fd();
         let mut prog = Program::new();
-        let pidfd = open_own_pidfd(&mut prog);
-        let fd = take(&mut prog, pidfd, ours);
+        let fd = take(&mut prog, self.birth.pidfd, ours);
         let mut args = vec![fd.into(), request.into()];
         match request as u64 {
             libc::TIOCSPGRP => args.push(prog.bytes(&value.to_ne_bytes()).into()),
@@ -338,7 +337,6 @@ impl Nursery<'_, '_, '_> {
         }
         prog.call(libc::SYS_ioctl, format!("terminal of session {sid}"), &args);
         prog.call(libc::SYS_close, "close the terminal", &[fd.into()]);
-        prog.call(libc::SYS_close, "close our pidfd", &[pidfd.into()]);
         self.run(sid, &prog)
     }
 
@@ -348,7 +346,8 @@ impl Nursery<'_, '_, '_> {
         for p in images.processes.iter().filter(|p| p.sid == p.pid) {
             // One that has ended is in nobody's foreground.
             let lives = |g: i32| images.processes.iter().any(|q| q.pgid == g);
-            let request = |g| lives(g).then_some((libc::TIOCSPGRP as i32, g));
+            let seen = |g| images.pids.seen(p.pid, g);
+            let request = |g| lives(g).then(|| (libc::TIOCSPGRP as i32, seen(g)));
             if p.live.is_some() {
                 self.terminal(p.pid, request)?;
             }

@@ -367,6 +367,17 @@ impl Terminals {
         out
     }
 
+    /// Names sessions and groups as the images do.
+    pub(crate) fn renumber(&mut self, id: impl Fn(i32) -> i32) {
+        for info in &mut self.infos {
+            for number in [&mut info.sid, &mut info.pgrp] {
+                if *number != 0 {
+                    *number = id(*number as i32) as u32;
+                }
+            }
+        }
+    }
+
     /// Writes the images.
     pub(crate) fn finish(self, sink: &mut dyn ImageSink) -> Result<(), ImageError> {
         if !self.infos.is_empty() {

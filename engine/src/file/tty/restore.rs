@@ -79,14 +79,18 @@ impl FileBuilder<'_> {
     }
 
     /// The terminal that controls a session: one of its files, and its
-    /// foreground process group.
+    /// foreground process group. All by our numbers.
     pub fn controlling(&self, sid: i32) -> Option<(u32, i32)> {
         let ids = self.entries.iter().filter(|(_, e)| e.tty.is_some());
         for (&id, _) in ids {
             let end = self.terminal(id).map(|t| t.end());
             let slave = matches!(end, Some(TerminalEnd::Slave | TerminalEnd::Controlling));
-            if let Some(info) = self.info(id).filter(|i| slave && i.sid == sid as u32) {
-                return Some((id, info.pgrp as i32));
+            let here = |number: u32| match number {
+                0 => 0,
+                n => self.env.pid_here(n as i32),
+            };
+            if let Some(info) = self.info(id).filter(|i| slave && here(i.sid) == sid) {
+                return Some((id, here(info.pgrp)));
             }
         }
         None

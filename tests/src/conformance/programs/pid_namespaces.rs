@@ -60,6 +60,13 @@ pub const CASES: &[Case] = &[
         timers,
     )
     .as_init(),
+    Case::new(
+        "pid-namespaces/terminal",
+        "a session with a terminal and a foreground group in one",
+        super::terminals::session,
+    )
+    .as_init()
+    .alone(),
     Case::new("pid-namespaces/child", "one below the tree's", child),
     Case::new(
         "pid-namespaces/two",

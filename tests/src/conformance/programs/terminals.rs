@@ -323,7 +323,7 @@ fn lead(slave: &File) -> Result<()> {
     Ok(())
 }
 
-fn session(_: &Stage) -> Result<Check> {
+pub(super) fn session(_: &Stage) -> Result<Check> {
     let mut p = Pair::new()?;
     let slave = p.slave.try_clone()?;
     let leader = Member::start("leader", move || {
