@@ -145,6 +145,8 @@ fn dump_options(options: &Options) -> DumpOptions {
             unix,
             skip_in_flight: options.skip_in_flight,
             shell_job: options.has("shell-job"),
+            // Container engines ask for it: they hold the other ends.
+            stdio_outside: options.has("orphan-pts-master"),
             ghost_bytes_max: options.ghost_limit.unwrap_or(GHOST_LIMIT),
             ..FilePolicy::frozen()
         },

@@ -97,21 +97,48 @@ pub fn inherited_net(text: &str) -> Option<(i32, String)> {
     is_net.then(|| (number, name.to_owned()))
 }
 
+/// `fd[N]:pipe:[INODE]`: an end of a pipe in the place of one that led outside.
+pub fn inherited_pipe(text: &str) -> Option<(i32, String)> {
+    let ("fd", number, Some(name)) = split(text)? else {
+        return None;
+    };
+    let is_pipe = name.starts_with("pipe:[") && name.ends_with(']');
+    Some((number.parse().ok()?, name.to_owned())).filter(|_| is_pipe)
+}
+
+/// Descriptors by the names of what they stand for.
+pub type Inherited = BTreeMap<String, OwnedFd>;
+
 /// The namespaces among the inherited descriptors.
-pub fn inherited_nets(options: &Options) -> Result<BTreeMap<String, OwnedFd>, Error> {
-    let mut nets = BTreeMap::new();
+pub fn inherited_nets(options: &Options) -> Result<Inherited, Error> {
+    inherited(options, inherited_net)
+}
+
+/// The pipes among the inherited descriptors.
+pub fn inherited_pipes(options: &Options) -> Result<Inherited, Error> {
+    inherited(options, inherited_pipe)
+}
+
+fn inherited(
+    options: &Options,
+    which: impl Fn(&str) -> Option<(i32, String)>,
+) -> Result<Inherited, Error> {
+    let mut found = BTreeMap::new();
     for text in options.values("inherit-fd") {
-        let Some((number, name)) = inherited_net(&text) else {
-            bail!("option --inherit-fd {text}: it is no network namespace");
+        let Some((number, name)) = which(&text) else {
+            continue;
         };
+        if !std::path::Path::new(&format!("/proc/self/fd/{number}")).exists() {
+            bail!("option --inherit-fd {text}: {number} is not open");
+        }
         // SAFETY: it was open a moment ago and nothing here closes it.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         let fd = fd
             .try_clone_to_owned()
             .with_context(|| format!("option --inherit-fd {text}"))?;
-        nets.insert(name, fd);
+        found.insert(name, fd);
     }
-    Ok(nets)
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -136,5 +163,10 @@ mod tests {
         let found = inherited_net(&format!("fd[{number}]:extRootNetNS"));
         assert_eq!(found, Some((number, "extRootNetNS".into())));
         assert_eq!(inherited_net("fd[0]:pipe:[7]"), None);
+        assert_eq!(
+            inherited_pipe("fd[0]:pipe:[7]"),
+            Some((0, "pipe:[7]".into()))
+        );
+        assert_eq!(inherited_pipe("fd[0]:extRootNetNS"), None);
     }
 }

@@ -66,6 +66,8 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
     let how = RestoreOptions {
         sibling: options.sibling,
         nets: external::inherited_nets(options)?,
+        pipes: external::inherited_pipes(options)?,
+        host_as_it_is: true,
         veths: options
             .values("external")
             .filter_map(|v| external::veth(&v))

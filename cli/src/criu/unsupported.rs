@@ -31,6 +31,8 @@ const MOOT: &[&str] = &[
     "weak-sysctls",
     "pre-dump-mode",
     "track-mem",
+    // A terminal's master outside is refused by name.
+    "orphan-pts-master",
 ];
 
 /// Refuses what was asked for and is not done.
@@ -49,7 +51,10 @@ pub fn check(options: &Options) -> Result<(), Error> {
             ("ext-mount-map", "auto") => true,
             ("ext-mount-map", value) => external::mount_map(value).is_some(),
             ("root", _) => true,
-            ("inherit-fd", value) => external::inherited_net(value).is_some(),
+            ("inherit-fd", value) => {
+                external::inherited_net(value).is_some()
+                    || external::inherited_pipe(value).is_some()
+            }
             ("veth-pair", value) => external::veth_pair(value).is_some(),
             ("empty-ns", "net" | "0x40000000") => true,
             ("network-lock", "nftables" | "skip") => true,

@@ -133,6 +133,36 @@ impl<'a> FileBuilder<'a> {
         })
     }
 
+    /// Takes what is given for pipes that lead outside, by their names
+    /// (`pipe:[INODE]`). Fails if something is missing.
+    pub fn inherit(&mut self, given: &BTreeMap<String, OwnedFd>) -> Result<(), FileError> {
+        for (name, fd) in given {
+            let number = name
+                .strip_prefix("pipe:[")
+                .and_then(|n| n.strip_suffix(']'));
+            // The kernel's numbers are as long as the images' are.
+            if let Some(ino) = number.and_then(|n| n.parse::<u64>().ok()) {
+                self.pipes.give(ino as u32, sys::dup(fd)?);
+            }
+        }
+        for (id, extra) in &self.extras {
+            let entry = self.entries.get(id).and_then(|e| e.pipe.as_ref());
+            let pipe =
+                entry.filter(|p| extra.outside == Some(true) && !self.pipes.is_given(p.pipe_id));
+            if let Some(pipe) = pipe {
+                let source = BuildError::NotGiven {
+                    name: format!("pipe:[{}]", pipe.pipe_id),
+                };
+                return Err(FileError::Build {
+                    id: *id,
+                    what: self.describe(*id),
+                    source,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The records of one descriptor table.
     pub fn table(&self, files_id: u32) -> Result<Vec<FdinfoEntry>, ImageError> {
         get_records(self.source, Kind::Fdinfo, &names::fdinfo(files_id))

@@ -66,6 +66,12 @@ pub enum BuildError {
         /// Why it is not there.
         source: std::io::Error,
     },
+    /// Its other end was outside of the tree, and no other is there.
+    #[error("nothing is given for {name}, whose other end was outside")]
+    NotGiven {
+        /// Its name.
+        name: String,
+    },
     /// What is there now is not what was there at the dump.
     #[error("{what}: was {was}, is {is}")]
     Changed {

@@ -134,6 +134,9 @@ pub struct FilePolicy {
     /// Terminals whose other end is outside are those of a shell's job: the
     /// terminal of whoever restores takes their place.
     pub shell_job: bool,
+    /// Other ends of the pipes that the first process has for its standard
+    /// streams may be outside: whoever restores gives ends of others, by name.
+    pub stdio_outside: bool,
 }
 
 impl FilePolicy {
@@ -146,6 +149,7 @@ impl FilePolicy {
             payload: true,
             ghost_bytes_max: 1 << 30,
             shell_job: false,
+            stdio_outside: false,
         }
     }
 

@@ -34,6 +34,8 @@ struct Seen {
     readers: bool,
     writers: bool,
     packets: bool,
+    /// Its other end is outside, which is as it should be.
+    outside: bool,
     content: Option<(PipeDataEntry, Vec<u8>)>,
     /// How the content is divided, in packet mode.
     lengths: Vec<u32>,
@@ -84,6 +86,7 @@ impl Pipes {
             readers: false,
             writers: false,
             packets: false,
+            outside: false,
             content: None,
             lengths: Vec::new(),
         });
@@ -95,10 +98,12 @@ impl Pipes {
     }
 
     /// Checks and reads each pipe once all ends are known. `held` gives our
-    /// duplicate of a file; the result lists refusals by file id.
+    /// duplicate of a file, `given` says which are to come from outside; the
+    /// result lists refusals by file id.
     pub(crate) fn settle<'a>(
         &mut self,
         held: impl Fn(u32) -> Option<BorrowedFd<'a>>,
+        given: impl Fn(u32) -> bool,
         payload: bool,
     ) -> Result<Vec<(u32, Stop)>, SysError> {
         let mut refusals = Vec::new();
@@ -108,6 +113,10 @@ impl Pipes {
             };
             let alone = !seen.readers || !seen.writers;
             if alone && !seen.fifo && !other_end_closed(fd)? {
+                if given(seen.first_file) {
+                    seen.outside = true;
+                    continue;
+                }
                 let reason = format!(
                     "the other end of pipe:[{ino}] is held by a process outside the service"
                 );
@@ -136,6 +145,12 @@ impl Pipes {
             seen.content = Some((head, data));
         }
         Ok(refusals)
+    }
+
+    /// The pipes that lead outside, by inode number.
+    pub(crate) fn outside(&self) -> impl Iterator<Item = u32> {
+        let outside = self.seen.iter().filter(|(_, s)| s.outside);
+        outside.map(|(&ino, _)| ino)
     }
 
     /// The packets in each pipe, by the pipe's first file.
@@ -227,6 +242,8 @@ pub(crate) struct PipesBack {
     packets: BTreeMap<u32, Vec<u32>>,
     /// How many descriptions each pipe has.
     descriptions: BTreeMap<u32, usize>,
+    /// What was given for ends of pipes that lead outside.
+    given: BTreeMap<u32, OwnedFd>,
 }
 
 impl PipesBack {
@@ -250,7 +267,18 @@ impl PipesBack {
             bases: BTreeMap::new(),
             packets: BTreeMap::new(),
             descriptions: BTreeMap::new(),
+            given: BTreeMap::new(),
         })
+    }
+
+    /// Takes an end of another pipe in the place of this one.
+    pub(crate) fn give(&mut self, pipe_id: u32, fd: OwnedFd) {
+        self.given.insert(pipe_id, fd);
+    }
+
+    /// Whether an end of another pipe is there for it.
+    pub(crate) fn is_given(&self, pipe_id: u32) -> bool {
+        self.given.contains_key(&pipe_id)
     }
 
     /// Notes how a pipe's content is divided.
@@ -265,6 +293,10 @@ impl PipesBack {
 
     /// Opens one end of a pipe; the pipe itself is made at its first end.
     pub(crate) fn open(&mut self, pipe: &PipeEntry) -> Result<OwnedFd, BuildError> {
+        if let Some(given) = self.given.get(&pipe.pipe_id) {
+            let flags = pipe.flags as i32 & !(libc::O_DIRECT | libc::O_ASYNC);
+            return Ok(sys::reopen(given.as_fd(), flags)?);
+        }
         if !self.bases.contains_key(&pipe.pipe_id) {
             let (r, w) =
                 pipe2(OFlag::O_CLOEXEC).map_err(|e| SysError::new("pipe2", pipe.pipe_id, e))?;

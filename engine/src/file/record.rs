@@ -89,6 +89,9 @@ pub struct RcrFile {
     /// For descriptors of namespaces.
     #[prost(message, optional, tag = "38")]
     pub namespace: Option<RcrNamespaceFd>,
+    /// For pipes: the other end is outside, and whoever restores gives this one.
+    #[prost(bool, optional, tag = "39")]
+    pub outside: Option<bool>,
     /// For sockets: the network namespace, if it is not the controller's own.
     #[prost(uint32, optional, tag = "40")]
     pub net_ns: Option<u32>,

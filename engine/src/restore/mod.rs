@@ -60,6 +60,9 @@ pub struct RestoreOptions {
     pub nets: BTreeMap<String, OwnedFd>,
     /// Where the host's ends of pairs go instead of where they were.
     pub veths: Vec<VethEnd>,
+    /// Nothing is mounted on the host that was there at the dump and is not
+    /// now: for who restores on a machine that is up.
+    pub host_as_it_is: bool,
     /// What the root directory of the tree's own mount namespace shows instead
     /// of what it did: a mount point.
     pub root: Option<PathBuf>,
@@ -69,6 +72,8 @@ pub struct RestoreOptions {
     /// ours stays and fills mappings with at least this many bytes of content,
     /// what is touched first. [`WORTH_WAITING`] is a good number.
     pub lazy: Option<u64>,
+    /// Ends of pipes in the place of those that led outside, by their names.
+    pub pipes: BTreeMap<String, OwnedFd>,
     /// No network is up, as in early boot: connections are made all the same,
     /// and speak when it is.
     pub without_network: bool,
@@ -225,7 +230,10 @@ pub fn restore(
     options: &RestoreOptions,
 ) -> Result<Restored, RestoreError> {
     let images = Images::load(source)?;
-    let missing = namespace::prepare_host(source)?;
+    let missing = match options.host_as_it_is {
+        true => Vec::new(),
+        false => namespace::prepare_host(source)?,
+    };
     for (place, reason) in &missing {
         tracing::warn!("{}: not mounted: {reason}", place.display());
     }
@@ -242,6 +250,7 @@ pub fn restore(
     worlds.enter_clocks(&images)?;
     let env = worlds::Env::new(&worlds, &images, options.journal_interim.as_deref())?;
     let mut files = FileBuilder::new(source, &env)?;
+    files.inherit(&options.pipes)?;
     if options.without_network {
         files.without_network()?;
     }

@@ -90,6 +90,7 @@ impl Worlds {
                     root: options.root.clone(),
                     root_anyway: options.root.is_some() && w.mounts.is_empty(),
                     external: options.external_mounts.clone(),
+                    as_it_is: options.host_as_it_is,
                     ..HostEnv::current()?
                 };
                 let net = foreign(ids.net_ns_id, w.host.net_ns_id).and_then(|i| w.nets.get(&i));
@@ -108,6 +109,12 @@ impl Worlds {
             {
                 w.uts.insert(id, namespace::restore_uts(source, id)?);
             }
+        }
+        if options.root.is_some() && w.mounts.is_empty() {
+            return Err(RestoreError::Tree {
+                pid: images.processes.first().map_or(0, |p| p.id),
+                what: "a root directory is given, and it has no mount namespace of its own".into(),
+            });
         }
         Ok(w)
     }

@@ -17,6 +17,7 @@ const COUNTER: &str = "
 i=0
 while [ ! -e /data/end ]; do
     i=$((i+1))
+    echo $i
     echo $i >> /data/count
     sleep 0.02
 done
@@ -27,6 +28,7 @@ pub struct Journey {
     /// What is shown.
     pub name: &'static str,
     life: fn() -> Life,
+    way: fn(&Bundle, &Runc) -> Result<()>,
 }
 
 /// All of them.
@@ -34,48 +36,80 @@ pub const ALL: &[Journey] = &[
     Journey {
         name: "a container on the host's network",
         life: || Life::new(COUNTER),
+        way: twice,
     },
     Journey {
         name: "a container with a network of its own",
         life: || Life::new(COUNTER).with("network"),
+        way: twice,
     },
     Journey {
         name: "a hardened container",
         life: || Life::new(COUNTER).with("network").with("cgroup").hardened(),
+        way: twice,
+    },
+    Journey {
+        name: "a container whose output goes through the engine's pipes",
+        life: || Life::new(COUNTER),
+        way: attached,
     },
 ];
 
 impl Journey {
-    /// Checkpoint while it runs, checkpoint and restore twice, then its end.
+    /// Makes the container and goes its way.
     pub fn run(&self, rcr: &Path, place: &Path) -> Result<()> {
         let bundle = Bundle::make(place, &(self.life)())?;
         let runc = Runc::new(rcr, &bundle)?;
-        runc.run().context("starting")?;
-        goes_on(&bundle)?;
-        let before = Seen::of(&runc)?;
-        runc.checkpoint(true).context("left running")?;
-        goes_on(&bundle)?;
-        runc.checkpoint(false).context("checkpoint")?;
-        let stood = count(&bundle)?;
-        ensure!(!alive(runc.pid()?), "it runs on after the checkpoint");
-        ensure!(
-            stood == count(&bundle)?,
-            "it counts on after the checkpoint"
-        );
-        runc.restore().context("restore")?;
-        goes_on(&bundle)?;
-        before.compare(&Seen::of(&runc)?)?;
-        runc.checkpoint(false).context("second checkpoint")?;
-        let code = runc
-            .restore_to_the_end(|| {
-                goes_on(&bundle)?;
-                before.compare(&Seen::of(&runc)?)?;
-                Ok(fs::write(bundle.data.join("end"), "")?)
-            })
-            .context("second restore")?;
-        ensure!(code == 7, "it ended with {code} instead of 7");
-        Ok(())
+        (self.way)(&bundle, &runc)
     }
+}
+
+/// Checkpoint while it runs, checkpoint and restore twice, then its end.
+fn twice(bundle: &Bundle, runc: &Runc) -> Result<()> {
+    runc.run().context("starting")?;
+    goes_on(bundle)?;
+    let before = Seen::of(runc)?;
+    runc.checkpoint(true).context("left running")?;
+    goes_on(bundle)?;
+    runc.checkpoint(false).context("checkpoint")?;
+    let stood = count(bundle)?;
+    ensure!(!alive(runc.pid()?), "it runs on after the checkpoint");
+    ensure!(stood == count(bundle)?, "it counts on after the checkpoint");
+    runc.restore().context("restore")?;
+    goes_on(bundle)?;
+    before.compare(&Seen::of(runc)?)?;
+    runc.checkpoint(false).context("second checkpoint")?;
+    let code = runc
+        .restore_to_the_end(|| {
+            goes_on(bundle)?;
+            before.compare(&Seen::of(runc)?)?;
+            Ok(fs::write(bundle.data.join("end"), "")?)
+        })
+        .context("second restore")?;
+    ensure!(code == 7, "it ended with {code} instead of 7");
+    Ok(())
+}
+
+/// All that it prints arrives: what was under way at the checkpoint, too.
+fn attached(bundle: &Bundle, runc: &Runc) -> Result<()> {
+    let outputs = ["first", "second"].map(|name| bundle.dir.join(name));
+    let engine = runc.attached(false, &outputs[0])?;
+    goes_on(bundle)?;
+    runc.checkpoint(false).context("checkpoint")?;
+    engine.end()?;
+    let engine = runc.attached(true, &outputs[1])?;
+    goes_on(bundle).context("after the restore")?;
+    fs::write(bundle.data.join("end"), "")?;
+    let code = engine.end()?;
+    ensure!(code == Some(7), "it ended with {code:?} instead of 7");
+    let printed = outputs.iter().map(fs::read_to_string);
+    let printed: String = printed.collect::<std::io::Result<_>>()?;
+    let wanted = fs::read_to_string(bundle.data.join("count"))?;
+    ensure!(
+        printed == wanted,
+        "it printed\n{printed}instead of\n{wanted}"
+    );
+    Ok(())
 }
 
 fn alive(pid: i32) -> bool {

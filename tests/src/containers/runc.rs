@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -136,6 +136,21 @@ impl Runc {
             .with_context(|| format!("{status}\n{}", self.logs()))
     }
 
+    /// Starts the container, or restores it, with pipes for its standard
+    /// streams: what it prints comes to a file.
+    pub fn attached(&self, restored: bool, output: &Path) -> Result<Attached> {
+        let mut command = match restored {
+            true => self.restoring(),
+            false => self.command("run"),
+        };
+        command.arg("--pid-file").arg(self.pid_file());
+        command.arg(&self.name);
+        command
+            .stdout(fs::File::create(output)?)
+            .stderr(Stdio::null());
+        Ok(Attached(command.spawn()?))
+    }
+
     /// What a program in the container prints.
     pub fn exec(&self, program: &[&str]) -> Result<String> {
         let mut command = self.command("exec");
@@ -155,5 +170,24 @@ impl Drop for Runc {
         command.arg("--force").arg(&self.name);
         // It is not there when all went well and it has ended.
         let _ = self.ended(&mut command);
+    }
+}
+
+/// An engine that stays with its container and holds the ends of its pipes.
+#[derive(Debug)]
+pub struct Attached(Child);
+
+impl Attached {
+    /// Waits for the end of the container; returns its exit code.
+    pub fn end(mut self) -> Result<Option<i32>> {
+        Ok(self.0.wait()?.code())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // It has ended when all went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -71,6 +71,7 @@ fn named(opts: &Opts, o: &mut Options) {
         ("auto-dedup", opts.auto_dedup),
         ("track-mem", opts.track_mem),
         ("lazy-pages", opts.lazy_pages),
+        ("orphan-pts-master", opts.orphan_pts_master),
         ("tls", opts.tls),
         ("stream", opts.stream),
     ];

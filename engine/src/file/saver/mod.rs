@@ -68,6 +68,8 @@ pub struct FileSaver {
     locks: late::LocksSeen,
     /// Watched inodes without a name, by the file that watches.
     nameless: Vec<(u32, Nameless)>,
+    /// The tree's first process.
+    first: Option<i32>,
 }
 
 /// Files without a descriptor are the same if opening them gives the same.
@@ -110,11 +112,13 @@ impl FileSaver {
             homes: Homes::default(),
             locks: late::LocksSeen::default(),
             nameless: Vec::new(),
+            first: None,
         })
     }
 
     /// Notes a process of the tree, zombies included: files may refer to any.
     pub fn note_process(&mut self, pid: i32) {
+        self.first.get_or_insert(pid);
         self.pids.insert(pid);
     }
 
@@ -324,6 +328,7 @@ impl FileSaver {
 
     /// Names tasks as the images do, once everything else is settled.
     pub fn renumber(&mut self, id: impl Fn(i32) -> i32) {
+        self.terminals.renumber(&id);
         for saved in self.files.values_mut() {
             let extra = &mut saved.extra;
             extra.late_pid = extra.late_pid.map(&id);

@@ -1,5 +1,6 @@
 //! What is known only when every file has been seen.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
 use super::super::error::{Stop, refuse};
@@ -27,7 +28,19 @@ impl FileSaver {
         }
         let descriptions = &self.descriptions;
         let held = |id| descriptions.get(id).map(|h| h.fd.as_fd());
-        refusals.extend(self.pipes.settle(held, !live)?);
+        let (first, allowed) = (self.first, self.policy.stdio_outside);
+        let given = |id| {
+            let slots = descriptions.get(id).map_or(&[][..], |h| &h.slots);
+            allowed && slots.iter().any(|s| Some(s.pid) == first && s.fd <= 2)
+        };
+        refusals.extend(self.pipes.settle(held, given, !live)?);
+        let outside: BTreeSet<u32> = self.pipes.outside().collect();
+        for saved in self.files.values_mut() {
+            let pipe = saved.entry.pipe.as_ref();
+            if pipe.is_some_and(|p| outside.contains(&p.pipe_id)) {
+                saved.extra.outside = Some(true);
+            }
+        }
         for (id, lengths) in self.pipes.packets() {
             if let Some(saved) = self.files.get_mut(&id) {
                 saved.extra.packets = lengths.to_vec();

@@ -48,7 +48,7 @@ pub fn build_mounts(
         name: image_name(ns_id),
         what,
     })?;
-    for h in &image.hosts {
+    for h in image.hosts.iter().filter(|_| !env.as_it_is) {
         host::ensure(h)?;
     }
     make_sources(&image, env, source)?;

@@ -81,6 +81,8 @@ pub struct HostEnv {
     pub root_anyway: bool,
     /// What is bound for mounts that were not saved, by their names.
     pub external: BTreeMap<String, PathBuf>,
+    /// Nothing is mounted on the host itself: what it lacks is an error.
+    pub as_it_is: bool,
 }
 
 /// The other namespaces of a mount namespace's tasks, where they are not the
@@ -103,6 +105,7 @@ impl HostEnv {
             root: None,
             root_anyway: false,
             external: BTreeMap::new(),
+            as_it_is: false,
         })
     }
 }
