@@ -1,6 +1,8 @@
 //! runc, with our program in the place of CRIU.
 
+use std::cell::Cell;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +21,8 @@ pub struct Runc {
     criu: PathBuf,
     /// Part of the container's name, which is that of its cgroup.
     name: String,
+    /// How many have been run.
+    commands: Cell<u32>,
 }
 
 impl Runc {
@@ -31,6 +35,7 @@ impl Runc {
             dir: bundle.dir.clone(),
             criu,
             name: format!("{NAME}{place}"),
+            commands: Cell::new(0),
         })
     }
 
@@ -53,14 +58,23 @@ impl Runc {
     /// Runs a command whose output goes to a file: what it leaves behind may
     /// hold that longer than it lives.
     fn ended(&self, command: &mut Command) -> Result<(ExitStatus, String)> {
-        let path = self.dir.join("output");
-        let out = fs::File::create(&path)?;
+        let out = self.output()?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", out.as_raw_fd()));
         let status = command
             .stdout(out.try_clone()?)
-            .stderr(out)
+            .stderr(out.try_clone()?)
             .status()
             .context("the package runc is missing")?;
         Ok((status, fs::read_to_string(path)?))
+    }
+
+    /// A new file for what a command prints: the container's output may be one
+    /// from before.
+    fn output(&self) -> Result<fs::File> {
+        let number = self.commands.get();
+        self.commands.set(number + 1);
+        let path = self.dir.join(format!("output-{number}"));
+        Ok(fs::File::create(path)?)
     }
 
     fn logs(&self) -> String {
@@ -125,7 +139,7 @@ impl Runc {
     pub fn restore_to_the_end(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<i32> {
         let mut command = self.restoring();
         command.arg(&self.name);
-        let out = fs::File::create(self.dir.join("output"))?;
+        let out = self.output()?;
         command.stdout(out.try_clone()?).stderr(out);
         let mut child = command.spawn()?;
         let done = meanwhile();
