@@ -1,57 +1,13 @@
 //! The criu front's exit codes and messages, and what a failure leaves behind.
 
+mod front;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
-fn criu(dir: &Path, line: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rcr"))
-        .arg("criu")
-        .args(line.split_whitespace())
-        .current_dir(dir)
-        .env("HOME", dir)
-        .env_remove("CRIU_CONFIG_FILE")
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// A process that sleeps, ended when dropped.
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn new() -> Self {
-        let mut command = Command::new("setsid");
-        // Whoever runs the tests may leave descriptors open that lead elsewhere.
-        let alone = "for f in /proc/$$/fd/*; do n=${f##*/}; \
-                     if [ $n -gt 2 ]; then eval \"exec $n>&-\"; fi; done; exec sleep 1000";
-        command.args(["bash", "-c", alone]);
-        for set in [Command::stdin, Command::stdout, Command::stderr] {
-            set(&mut command, Stdio::null());
-        }
-        let sleeper = Self(command.spawn().unwrap());
-        let comm = format!("/proc/{}/comm", sleeper.0.id());
-        while fs::read_to_string(&comm).unwrap().trim() != "sleep" {
-            std::thread::yield_now();
-        }
-        sleeper
-    }
-
-    fn sleeps(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use front::{Sleeper, criu, text};
 
 #[test]
 fn bad_lines_and_missing_things_exit_above_zero() {
@@ -105,7 +61,7 @@ fn a_failed_dump_leaves_a_log_and_the_tree_running() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("work")).unwrap();
     let mut sleeper = Sleeper::new();
-    let pid = sleeper.0.id();
+    let pid = sleeper.pid();
     for option in [
         "--lazy-pages",
         "--join-ns net:/x",
@@ -159,7 +115,7 @@ fn a_tree_goes_there_and_back_with_scripts_and_files() {
     )
     .unwrap();
     let mut sleeper = Sleeper::new();
-    let pid = sleeper.0.id();
+    let pid = sleeper.pid();
     let out = criu(dir.path(), &format!("dump -t {pid} -R -o dump.log"));
     let log = fs::read_to_string(dir.path().join("dump.log")).unwrap();
     assert!(out.status.success() && sleeper.sleeps(), "{log}");

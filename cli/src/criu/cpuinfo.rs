@@ -10,7 +10,8 @@ use super::Error;
 use super::options::Options;
 use super::places::Places;
 
-const IMAGE: &str = "cpuinfo.img";
+/// What is written down.
+pub const IMAGE: &str = "cpuinfo.img";
 /// Version of the list of capability words: the kernel's numbering of 20.
 const CAPABILITY_VERSION: u32 = 2;
 const WORDS: usize = 20;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
@@ -10,17 +10,18 @@ use nix::unistd::Pid;
 use rcr_engine::Tree;
 use rcr_engine::dump::{self, DumpOptions};
 use rcr_engine::file::{FilePolicy, TcpPolicy, UnixPolicy};
-use rcr_engine::freeze::freeze;
-use rcr_engine::image::{DirSink, DirSource};
+use rcr_engine::freeze::{freeze, freeze_within};
+use rcr_engine::image::{DirSink, DirSource, ImageSink};
 use rcr_engine::namespace::{self, NsIds, NsKind};
 use rcr_engine::predump;
 
 use super::generation::Before;
 use super::options::Options;
+use super::page_server::{Sender, connect};
 use super::places::Places;
 use super::script::Notify;
 use super::stats::{self, DumpTimes};
-use super::{Error, cgroups, external, generation, unsupported};
+use super::{Error, cgroups, cpuinfo, external, generation, unsupported};
 
 /// Below the images' directory: where they are until they are whole.
 const UNFINISHED: &str = ".unfinished";
@@ -76,17 +77,28 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
         sink.set_parent(&before.path)?;
     }
     let start = Instant::now();
-    if let Some(seconds) = options.timeout.filter(|&s| s > 0) {
-        // The kernel ends us when it is over; the tree then runs on.
-        nix::unistd::alarm::set(seconds);
-    }
-    let frozen = freeze(&tree)?;
-    nix::unistd::alarm::cancel();
+    let server = options
+        .has("page-server")
+        .then(|| connect(options))
+        .transpose()?;
+    let frozen = match options.timeout.filter(|&s| s > 0) {
+        Some(seconds) => freeze_within(&tree, Duration::from_secs(seconds.into()))?,
+        None => freeze(&tree)?,
+    };
     let stood = Instant::now();
     tracing::debug!("{} processes stand", frozen.processes.len());
-    let figures = match &parent {
-        Some(parent) => dump::dump_onto(&frozen, &mut sink, &how, parent)?,
-        None => dump::dump(&frozen, &mut sink, &how)?,
+    let write = |sink: &mut dyn ImageSink| match &parent {
+        Some(parent) => dump::dump_onto(&frozen, sink, &how, parent),
+        None => dump::dump(&frozen, sink, &how),
+    };
+    let figures = match server {
+        Some(server) => {
+            let mut sender = Sender::new(server, &mut sink, false);
+            let figures = write(&mut sender)?;
+            sender.finish()?;
+            figures
+        }
+        None => write(&mut sink)?,
     };
     if options.has("track-mem") && options.leave_running {
         let tracking = parent.map(|p| p.tracking).unwrap_or_default();
@@ -94,6 +106,9 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     }
     drop(sink);
     unfinished.finish(places)?;
+    if options.cpu_cap.as_deref().is_some_and(|c| c != "none") {
+        cpuinfo::write(places)?;
+    }
     if options.has("auto-dedup") {
         predump::dedup(&places.images)?;
     }
@@ -185,7 +200,10 @@ impl Unfinished {
         for entry in fs::read_dir(&places.images).with_context(told)? {
             let entry = entry?;
             let name = entry.file_name();
-            let image = name.to_str().is_some_and(|n| n.ends_with(".img"));
+            // `cpuinfo dump` is a command of its own.
+            let image = name
+                .to_str()
+                .is_some_and(|n| n.ends_with(".img") && n != cpuinfo::IMAGE);
             let kind = entry.file_type()?;
             let parent = name == DirSource::PARENT && kind.is_symlink();
             if image && kind.is_file() || parent {

@@ -10,6 +10,7 @@ use rcr_engine::predump::{self, Parent, PreDumpOptions, Tracking, keeper};
 
 use super::dump::Unfinished;
 use super::options::Options;
+use super::page_server::{Sender, connect};
 use super::places::Places;
 use super::stats::{self, DumpTimes};
 use super::{Error, unsupported};
@@ -93,7 +94,16 @@ fn write(options: &Options, places: &Places) -> Result<(), Error> {
         keep: true,
         pages_once: false,
     };
-    let (_, figures) = predump::pre_dump(&Tree::Root(pid), parent, &mut sink, how)?;
+    let tree = Tree::Root(pid);
+    let (_, figures) = match options.has("page-server") {
+        true => {
+            let mut sender = Sender::new(connect(options)?, &mut sink, true);
+            let done = predump::pre_dump(&tree, parent, &mut sender, how)?;
+            sender.finish()?;
+            done
+        }
+        false => predump::pre_dump(&tree, parent, &mut sink, how)?,
+    };
     drop(sink);
     unfinished.finish(places)?;
     let times = DumpTimes {

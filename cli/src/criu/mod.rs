@@ -13,11 +13,13 @@ mod cgroups;
 mod check;
 mod config;
 mod cpuinfo;
+mod daemon;
 mod dump;
 mod external;
 mod generation;
 mod log;
 mod options;
+mod page_server;
 mod pidfile;
 mod places;
 mod restore;
@@ -90,6 +92,7 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
         Command::CpuinfoCheck => cpuinfo::check(options).map(|()| ExitCode::SUCCESS),
         Command::Swrk(fd) => rpc::swrk(*fd).map(|()| ExitCode::SUCCESS),
         Command::Service => rpc::service(options).map(|()| ExitCode::SUCCESS),
+        Command::PageServer => page_server::run(options),
         Command::Other(name) => {
             anyhow::bail!("the command {name} is not offered: images are written and read whole")
         }

@@ -15,6 +15,7 @@ Usage:
   criu dump|pre-dump -t PID [options]
   criu restore [options]
   criu check [--feature NAME]
+  criu page-server --port PORT [--address HOST]
   criu cpuinfo dump|check
   criu swrk FD
   criu service [--address PATH]
@@ -51,6 +52,7 @@ pub enum Command {
     CpuinfoDump,
     CpuinfoCheck,
     Service,
+    PageServer,
     /// RPC over this descriptor.
     Swrk(i32),
     /// A command that we do not offer.
@@ -86,6 +88,9 @@ pub struct Options {
     pub default_config: bool,
     pub cpu_cap: Option<String>,
     pub address: Option<PathBuf>,
+    pub port: Option<u16>,
+    /// A connected socket to a page server.
+    pub page_socket: Option<i32>,
     /// Options by name that need to be looked at by [`super::unsupported`].
     pub named: Vec<(String, Option<OsString>)>,
 }
@@ -119,6 +124,8 @@ impl Default for Options {
             default_config: true,
             cpu_cap: None,
             address: None,
+            port: None,
+            page_socket: None,
             named: Vec::new(),
         }
     }
@@ -171,6 +178,7 @@ const TABLE: &[(&str, Option<u8>, Takes)] = &[
     ("freeze-cgroup", None, Value),
     ("external", None, Value),
     ("inherit-fd", None, Value),
+    ("orphan-pts-master", None, Nothing),
     ("join-ns", None, Value),
     ("empty-ns", None, Value),
     ("ext-mount-map", Some(b'M'), Value),
@@ -378,8 +386,20 @@ impl Options {
             "close" => self.close.push(number()?),
             "config" => self.config = path(),
             "no-default-config" => self.default_config = false,
-            "cpu-cap" => self.cpu_cap = Some(value.map_or("all".into(), |_| text())),
+            "cpu-cap" => {
+                let known = ["all", "none", "cpu", "fpu", "ins"];
+                let text = value.map_or("all".into(), |_| text());
+                if let Some(what) = text.split(',').find(|w| !known.contains(w)) {
+                    bail!("option --cpu-cap: {what:?} is not known");
+                }
+                self.cpu_cap = Some(text);
+            }
             "address" => self.address = path(),
+            "port" => {
+                let port = u16::try_from(number()?).ok();
+                self.port = Some(port.with_context(|| format!("option --{name}: no such port"))?);
+            }
+            "ps-socket" => self.page_socket = Some(number()?),
             _ => self
                 .named
                 .push((name.to_owned(), value.map(OsStr::to_owned))),
@@ -405,7 +425,8 @@ impl Options {
                 fd.parse()
                     .with_context(|| format!("swrk: {fd:?} is no descriptor"))?,
             ),
-            ["page-server" | "lazy-pages" | "exec"] => Command::Other(words[0].to_owned()),
+            ["page-server"] => Command::PageServer,
+            ["lazy-pages" | "exec"] => Command::Other(words[0].to_owned()),
             [first, ..] => bail!("unknown command: {first}"),
         };
         if !told {

@@ -16,7 +16,7 @@ use rcr_engine::restore::{RestoreOptions, restore};
 use super::options::Options;
 use super::places::Places;
 use super::script::{Notify, Scripts};
-use super::{Error, external, pidfile, stats, unsupported};
+use super::{Error, cpuinfo, external, pidfile, stats, unsupported};
 
 /// A shell's exit code for a program ended by signal N is this plus N.
 const SIGNALLED: i32 = 128;
@@ -62,6 +62,9 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
     let start = Instant::now();
     let source =
         DirSource::open(&places.images).with_context(|| places.images.display().to_string())?;
+    if let Some(mode) = options.cpu_cap.as_deref().filter(|&c| c != "none") {
+        cpuinfo::compare(places, Some(mode))?;
+    }
     notify.stage("pre-restore", None)?;
     let how = RestoreOptions {
         sibling: options.sibling,

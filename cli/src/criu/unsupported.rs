@@ -43,14 +43,16 @@ pub fn check(options: &Options) -> Result<(), Error> {
             // Tasks come back into the cgroups we are in.
             ("manage-cgroups", "ignore") => true,
             ("prev-images-dir", _) => true,
-            ("auto-dedup", _) => options.command == Command::Dump,
+            // With a page server the images are there, and it is asked for there.
+            ("auto-dedup", _) => options.command == Command::Dump && !options.has("page-server"),
+            ("page-server", _) => matches!(options.command, Command::Dump | Command::PreDump),
             // Processes stay together where who restores has put itself.
             ("manage-cgroups", _) => options.command == Command::Dump || options.has("cgroup-root"),
             ("cgroup-root", _) => true,
             ("external", value) => external::understands(value),
             ("ext-mount-map", "auto") => true,
             ("ext-mount-map", value) => external::mount_map(value).is_some(),
-            ("root", _) => true,
+            ("root" | "shell-job", _) => true,
             ("inherit-fd", value) => {
                 external::inherited_net(value).is_some()
                     || external::inherited_pipe(value).is_some()

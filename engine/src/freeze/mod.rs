@@ -4,6 +4,7 @@
 //! thread. After failure, or when [`Frozen`] is dropped, all run on as before.
 
 mod cgroup;
+mod paused;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::task::nap::Naps;
 use crate::tree::{Process, Tree, list_tids, thread_is_dead};
 
 pub use cgroup::CgroupFreezer;
+use paused::Paused;
 
 /// How long the end of a PID namespace is waited for.
 const INIT_PATIENCE: Duration = Duration::from_millis(200);
@@ -71,7 +73,7 @@ pub enum FreezeError {
     Sys(#[from] SysError),
 }
 
-/// How long a task may take to stop.
+/// How long a task may take to stop unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a parent may wait in vfork(2) while its child prepares itself.
 const VFORK_PATIENCE: Duration = Duration::from_secs(1);
@@ -94,6 +96,7 @@ pub struct Frozen {
     pub naps: Naps,
     traced: BTreeSet<i32>,
     connections: RefCell<Connections>,
+    paused: Paused,
     /// ptrace belongs to a thread.
     _not_send: PhantomData<*const ()>,
 }
@@ -173,6 +176,8 @@ pub(crate) fn kill_and_reap(pids: &[i32]) {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
+        // Before anybody runs on.
+        self.paused.pause();
         for &tid in &self.traced {
             if let Err(e) = ptrace::detach(tid, 0) {
                 tracing::warn!(tid, "detach: {e}");
@@ -183,6 +188,11 @@ impl Drop for Frozen {
 
 /// Freezes a tree.
 pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
+    freeze_within(tree, PATIENCE)
+}
+
+/// Freezes a tree of which each task may take `patience` to stop.
+pub fn freeze_within(tree: &Tree, patience: Duration) -> Result<Frozen, FreezeError> {
     let naps = Naps::note(tree).map_err(|source| FreezeError::Io {
         what: "looking at sleeping threads".into(),
         source,
@@ -193,6 +203,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
         naps,
         traced: BTreeSet::new(),
         connections: RefCell::default(),
+        paused: Paused::default(),
         _not_send: PhantomData,
     };
     let mut stop_signals = BTreeMap::new();
@@ -227,7 +238,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
             // Before its children are stopped: it may wait for one in vfork(2).
             // Also after a failure: nobody can be let go before it has stopped.
             for tid in stopping {
-                match await_stop(tid, p, &mut frozen.traced) {
+                match await_stop(tid, p, patience, &mut frozen.traced) {
                     Ok(Some(signal)) => drop(stop_signals.insert(p.pid, signal)),
                     Ok(None) => {}
                     Err(e) => failed = failed.or(Some(e)),
@@ -256,6 +267,7 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
     if frozen.processes.iter().all(|p| p.info.is_zombie()) {
         return Err(FreezeError::Empty);
     }
+    frozen.paused = Paused::thaw(&frozen.processes)?;
     Ok(frozen)
 }
 
@@ -288,11 +300,12 @@ fn seize(tid: i32, process: &Process, traced: &mut BTreeSet<i32>) -> Result<bool
 fn await_stop(
     tid: i32,
     process: &Process,
+    patience: Duration,
     traced: &mut BTreeSet<i32>,
 ) -> Result<Option<i32>, FreezeError> {
     let mut stopped_by = None;
     loop {
-        match wait_bounded(tid, process)? {
+        match wait_bounded(tid, process, patience)? {
             Stop::Stopped(libc::SIGTRAP) => return Ok(None),
             Stop::Stopped(signal) if stopped_by == Some(signal) => return Ok(stopped_by),
             // A task in a job-control stop traps when it is seized, and our
@@ -314,7 +327,7 @@ fn await_stop(
 }
 
 /// Waits for a stop of a task, or until it is clear that none will come.
-fn wait_bounded(tid: i32, process: &Process) -> Result<Stop, FreezeError> {
+fn wait_bounded(tid: i32, process: &Process, patience: Duration) -> Result<Stop, FreezeError> {
     let start = Instant::now();
     loop {
         match ptrace::try_wait(tid) {
@@ -334,9 +347,9 @@ fn wait_bounded(tid: i32, process: &Process) -> Result<Stop, FreezeError> {
         {
             return Err(FreezeError::Refused(in_vfork(process, tid, child)));
         }
-        if waited > PATIENCE {
+        if waited > patience {
             let (pid, comm) = (process.pid, process.comm.clone());
-            let seconds = PATIENCE.as_secs();
+            let seconds = patience.as_secs();
             return Err(FreezeError::Stuck {
                 tid,
                 pid,

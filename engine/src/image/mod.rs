@@ -7,6 +7,7 @@ mod kind;
 mod map;
 pub mod names;
 pub mod schema;
+mod scratch;
 mod store;
 
 pub use container::{
@@ -16,4 +17,5 @@ pub use container::{
 pub use dir::{DirSink, DirSource};
 pub use error::ImageError;
 pub use kind::Kind;
+pub use scratch::Scratch;
 pub use store::{GENERATIONS_MAX, Generation, Generations, ImageSink, ImageSource, PARENT_PREFIX};

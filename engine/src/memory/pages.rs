@@ -298,6 +298,30 @@ fn read_to_end_or_full(file: &File, mut buf: &mut [u8], mut at: u64) -> std::io:
     Ok(())
 }
 
+/// The pages that a pagemap lists, ascending, wherever they are: with a page
+/// server they are on another machine.
+pub fn listed(
+    source: &dyn ImageSource,
+    pagemap_name: &str,
+) -> Result<Vec<Range<u64>>, MemoryError> {
+    let Some(mut reader) = get_reader(source, Kind::Pagemap, pagemap_name)? else {
+        return Ok(Vec::new());
+    };
+    let bad = |what: &str| {
+        let (name, what) = (pagemap_name.to_owned(), what.to_owned());
+        MemoryError::Image(ImageError::Content { name, what })
+    };
+    let _: PagemapHead = reader.record()?.ok_or_else(|| bad("no head"))?;
+    let mut out: Vec<Range<u64>> = Vec::new();
+    while let Some(e) = reader.record::<PagemapEntry>()? {
+        let pages = e.nr_pages.unwrap_or(u64::from(e.compat_nr_pages));
+        let end = pages.checked_mul(PAGE).and_then(|n| n.checked_add(e.vaddr));
+        let end = end.filter(|_| out.last().is_none_or(|l| l.end <= e.vaddr));
+        out.push(e.vaddr..end.ok_or_else(|| bad("the runs do not ascend"))?);
+    }
+    Ok(out)
+}
+
 /// Saved pages in a row: where they go and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece<'a> {

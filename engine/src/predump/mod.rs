@@ -32,7 +32,7 @@ use crate::image::schema::InventoryEntry;
 use crate::image::{ImageError, ImageSink, ImageSource, Kind, names, put_records};
 use crate::memory::MemoryError;
 use crate::memory::heritage::Owners;
-use crate::memory::pages::{Runs, Saved};
+use crate::memory::pages::{self, Runs};
 use crate::namespace::NamespaceError;
 use crate::namespace::pid::Numbering;
 use crate::remote::RemoteError;
@@ -232,10 +232,9 @@ fn save(
 
 /// The pages of a process that images have, themselves or in their parents.
 fn covered(images: &dyn ImageSource, id: i32) -> Result<Vec<Range<u64>>, PreDumpError> {
-    let saved = Saved::load(images, &names::pagemap(id))?;
     let mut out = Vec::new();
-    for p in &saved.pieces {
-        ranges::push(&mut out, p.start..p.end());
+    for range in pages::listed(images, &names::pagemap(id))? {
+        ranges::push(&mut out, range);
     }
     Ok(out)
 }

@@ -46,6 +46,19 @@ pub fn options(command: Command, opts: &Opts, client: i32) -> Result<Options, Er
     set(&mut o.skip_in_flight, opts.tcp_skip_in_flight);
     set(&mut o.display_stats, opts.display_stats);
     set(&mut o.sibling, opts.rst_sibling);
+    if let Some(bits) = opts.cpu_cap {
+        let names = ["fpu", "cpu", "ins"];
+        let asked = (0..).zip(names).filter(|(bit, _)| bits >> bit & 1 == 1);
+        let asked: Vec<&str> = asked.map(|(_, name)| name).collect();
+        let none = asked.is_empty().then(|| "none".to_owned());
+        o.cpu_cap = Some(none.unwrap_or_else(|| asked.join(",")));
+    }
+    if let Some(ps) = &opts.ps {
+        o.address = ps.address.as_ref().map(Into::into);
+        let port = ps.port.unwrap_or(0);
+        o.port = u16::try_from(port).ok().filter(|&p| p > 0);
+        o.page_socket = ps.fd;
+    }
     o.ghost_limit = opts.ghost_limit.map(u64::from).or(o.ghost_limit);
     o.timeout = opts.timeout.or(o.timeout);
     o.status_fd = opts.status_fd.or(o.status_fd);

@@ -19,7 +19,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::options::{Command, Options};
 use super::places::Places;
-use super::{Error, VERSION, check, cpuinfo, dump, generation, pidfile, restore};
+use super::{Error, VERSION, check, cpuinfo, dump, generation, page_server, pidfile, restore};
 use connection::{Connection, Told};
 use schema::{Features, Opts, Req, ReqType, Resp};
 
@@ -100,7 +100,9 @@ fn serve(connection: &Connection) -> Result<(), Error> {
         });
         let failed = !answer.success;
         connection.answer(&answer)?;
-        let more = request.keep_open == Some(true) && !failed;
+        // After a pre-dump comes another, or the dump.
+        let further = request.keep_open == Some(true) || kind == ReqType::PreDump;
+        let more = further && !failed;
         if !more {
             break;
         }
@@ -178,6 +180,15 @@ fn work(request: &Req, connection: &Connection) -> Result<Resp, Error> {
             let (options, places) = prepared(Command::Restore)?;
             let pid = restore::tree(&options, &places, told)?;
             answer.restore = Some(schema::RestoreResp { pid });
+        }
+        ReqType::PageServer | ReqType::PageServerChld => {
+            let (options, places) = prepared(Command::PageServer)?;
+            let (pid, port) = page_server::serve_in_child(&options, &places)?;
+            answer.ps = Some(schema::PageServer {
+                pid: Some(pid),
+                port: Some(port.into()),
+                ..schema::PageServer::default()
+            });
         }
         ReqType::CpuinfoDump => cpuinfo::write(&prepared(Command::CpuinfoDump)?.1)?,
         ReqType::CpuinfoCheck => {

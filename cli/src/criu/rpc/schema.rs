@@ -51,6 +51,8 @@ pub struct Resp {
     pub restore: Option<RestoreResp>,
     #[prost(message, optional, tag = "5")]
     pub notify: Option<Notify>,
+    #[prost(message, optional, tag = "6")]
+    pub ps: Option<PageServer>,
     #[prost(int32, optional, tag = "7")]
     pub cr_errno: Option<i32>,
     #[prost(message, optional, tag = "8")]
