@@ -23,7 +23,9 @@ fn bad_lines_and_missing_things_exit_above_zero() {
         ("dump -t 4194303", "there is no process 4194303"),
         ("restore -S", "--restore-sibling needs --restore-detached"),
         ("restore -d", "image inventory.img is missing"),
-        ("lazy-pages", "the command lazy-pages is not offered"),
+        ("exec", "the command exec is not offered"),
+        ("lazy-pages -D nowhere", "can't open dir nowhere"),
+        ("lazy-pages --page-server", "--port is missing"),
         ("pre-dump", "option --tree PID is missing"),
         ("pre-dump -t 4194303", "there is no process 4194303"),
         (
@@ -63,9 +65,10 @@ fn a_failed_dump_leaves_a_log_and_the_tree_running() {
     let mut sleeper = Sleeper::new();
     let pid = sleeper.pid();
     for option in [
-        "--lazy-pages",
+        "--stream",
         "--join-ns net:/x",
         "--page-server",
+        "--lazy-pages --leave-running",
         "--action-script false",
     ] {
         let line = format!("dump -t {pid} -W work -v4 -o dump.log {option}");

@@ -40,8 +40,11 @@ const FEATURES: &[(&str, Probe)] = &[
     ("network_lock_nftables", Some(always)),
     ("autofs", None),
     ("compat_cr", None),
-    ("uffd", None),
-    ("uffd-noncoop", None),
+    ("uffd", Some(|| Path::new("/dev/userfaultfd").exists())),
+    (
+        "uffd-noncoop",
+        Some(|| Path::new("/dev/userfaultfd").exists()),
+    ),
     ("sk_ns", None),
     ("net_diag_raw", None),
     ("nsid", None),

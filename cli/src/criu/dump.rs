@@ -17,11 +17,11 @@ use rcr_engine::predump;
 
 use super::generation::Before;
 use super::options::Options;
-use super::page_server::{Sender, connect};
+use super::page_server::{Sender, connect, give_pages, listen};
 use super::places::Places;
 use super::script::Notify;
 use super::stats::{self, DumpTimes};
-use super::{Error, cgroups, cpuinfo, external, generation, unsupported};
+use super::{Error, cgroups, cpuinfo, external, generation, restore, unsupported};
 
 /// Below the images' directory: where they are until they are whole.
 const UNFINISHED: &str = ".unfinished";
@@ -47,6 +47,12 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     unsupported::check(options)?;
     if !Path::new("/proc").join(pid.to_string()).exists() {
         bail!("there is no process {pid}");
+    }
+    if options.has("lazy-pages") && (options.leave_running || options.leave_stopped) {
+        bail!("option --lazy-pages: the tree cannot be left, it goes on where its pages go");
+    }
+    if options.has("lazy-pages") && options.has("prev-images-dir") {
+        bail!("option --lazy-pages goes without --prev-images-dir");
     }
     let mut how = dump_options(options);
     how.mounts.external = external::mounts(options)
@@ -77,10 +83,13 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
         sink.set_parent(&before.path)?;
     }
     let start = Instant::now();
-    let server = options
-        .has("page-server")
-        .then(|| connect(options))
+    let lazy = options
+        .has("lazy-pages")
+        .then(|| listen(options))
         .transpose()?;
+    // Then address and port are those where we listen.
+    let asked = options.has("page-server") && lazy.is_none();
+    let server = asked.then(|| connect(options)).transpose()?;
     let frozen = match options.timeout.filter(|&s| s > 0) {
         Some(seconds) => freeze_within(&tree, Duration::from_secs(seconds.into()))?,
         None => freeze(&tree)?,
@@ -111,6 +120,12 @@ fn dump_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> Res
     }
     if options.has("auto-dedup") {
         predump::dedup(&places.images)?;
+    }
+    if let Some(listener) = lazy {
+        if let Some(fd) = options.status_fd {
+            restore::ready(fd)?;
+        }
+        give_pages(&listener, &figures.pids)?;
     }
     notify.stage("post-dump", Some(pid))?;
     let pids: Vec<i32> = frozen.processes.iter().map(|p| p.info.pid).collect();
@@ -165,6 +180,7 @@ fn dump_options(options: &Options) -> DumpOptions {
             ghost_bytes_max: options.ghost_limit.unwrap_or(GHOST_LIMIT),
             ..FilePolicy::frozen()
         },
+        lazy: options.has("lazy-pages"),
         empty_net: options.has("empty-ns"),
         external_nets: options
             .values("external")

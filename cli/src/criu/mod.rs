@@ -17,6 +17,8 @@ mod daemon;
 mod dump;
 mod external;
 mod generation;
+mod join;
+mod lazy_pages;
 mod log;
 mod options;
 mod page_server;
@@ -93,6 +95,7 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
         Command::Swrk(fd) => rpc::swrk(*fd).map(|()| ExitCode::SUCCESS),
         Command::Service => rpc::service(options).map(|()| ExitCode::SUCCESS),
         Command::PageServer => page_server::run(options),
+        Command::LazyPages => lazy_pages::run(options),
         Command::Other(name) => {
             anyhow::bail!("the command {name} is not offered: images are written and read whole")
         }

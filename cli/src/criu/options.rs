@@ -15,6 +15,7 @@ Usage:
   criu dump|pre-dump -t PID [options]
   criu restore [options]
   criu check [--feature NAME]
+  criu lazy-pages [--page-server --address HOST --port PORT]
   criu page-server --port PORT [--address HOST]
   criu cpuinfo dump|check
   criu swrk FD
@@ -53,6 +54,7 @@ pub enum Command {
     CpuinfoCheck,
     Service,
     PageServer,
+    LazyPages,
     /// RPC over this descriptor.
     Swrk(i32),
     /// A command that we do not offer.
@@ -426,7 +428,8 @@ impl Options {
                     .with_context(|| format!("swrk: {fd:?} is no descriptor"))?,
             ),
             ["page-server"] => Command::PageServer,
-            ["lazy-pages" | "exec"] => Command::Other(words[0].to_owned()),
+            ["lazy-pages"] => Command::LazyPages,
+            ["exec"] => Command::Other(words[0].to_owned()),
             [first, ..] => bail!("unknown command: {first}"),
         };
         if !told {

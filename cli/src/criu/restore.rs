@@ -11,12 +11,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rcr_engine::image::DirSource;
-use rcr_engine::restore::{RestoreOptions, restore};
+use rcr_engine::restore::{RestoreOptions, WORTH_WAITING, restore};
 
 use super::options::Options;
 use super::places::Places;
 use super::script::{Notify, Scripts};
-use super::{Error, cpuinfo, external, pidfile, stats, unsupported};
+use super::{Error, cpuinfo, external, join, lazy_pages, pidfile, stats, unsupported};
 
 /// A shell's exit code for a program ended by signal N is this plus N.
 const SIGNALLED: i32 = 128;
@@ -66,7 +66,15 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
         cpuinfo::compare(places, Some(mode))?;
     }
     notify.stage("pre-restore", None)?;
+    let joined = join::enter(options, &source)?;
+    let lazy = options.has("lazy-pages");
+    let pager = match lazy {
+        true => lazy_pages::find(places)?,
+        false => None,
+    };
     let how = RestoreOptions {
+        lazy: lazy.then_some(WORTH_WAITING),
+        pager,
         sibling: options.sibling,
         nets: external::inherited_nets(options)?,
         pipes: external::inherited_pipes(options)?,
@@ -88,6 +96,8 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
         ..RestoreOptions::default()
     };
     let restored = restore(&source, &how)?;
+    // Scripts run where we came from.
+    drop(joined);
     let pids = restored.pids();
     let root = *pids.first().context("the images hold no process")?;
     // All of it stands, nothing has run: dropping it takes it away again.
@@ -112,7 +122,9 @@ fn restore_tree(options: &Options, places: &Places, notify: &mut dyn Notify) -> 
             kill(Pid::from_raw(pid), Signal::SIGSTOP).context("stop")?;
         }
     }
+    let joined = join::enter(options, &source)?;
     restored.resume()?;
+    drop(joined);
     if let Err(e) = notify.stage("post-resume", root_told) {
         tracing::warn!("{e:#}");
     }

@@ -4,7 +4,7 @@
 use anyhow::bail;
 
 use super::options::{Command, Options};
-use super::{Error, external};
+use super::{Error, external, join};
 
 /// Options that change nothing: what they allow or tune is always so, or
 /// concerns a mechanism that is not used.
@@ -45,6 +45,8 @@ pub fn check(options: &Options) -> Result<(), Error> {
             ("prev-images-dir", _) => true,
             // With a page server the images are there, and it is asked for there.
             ("auto-dedup", _) => options.command == Command::Dump && !options.has("page-server"),
+            ("lazy-pages", _) => matches!(options.command, Command::Dump | Command::Restore),
+            ("join-ns", value) => options.command == Command::Restore && join::understands(value),
             ("page-server", _) => matches!(options.command, Command::Dump | Command::PreDump),
             // Processes stay together where who restores has put itself.
             ("manage-cgroups", _) => options.command == Command::Dump || options.has("cgroup-root"),
@@ -87,9 +89,10 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_named() {
         check(&with("dump -t 1 --file-locks --manage-cgroups=ignore")).unwrap();
-        let e = check(&with("dump -t 1 --lazy-pages")).unwrap_err();
-        assert_eq!(e.to_string(), "option --lazy-pages is not supported");
-        let e = check(&with("restore --join-ns net:/x")).unwrap_err();
-        assert_eq!(e.to_string(), "option --join-ns net:/x is not supported");
+        let e = check(&with("dump -t 1 --tls")).unwrap_err();
+        assert_eq!(e.to_string(), "option --tls is not supported");
+        check(&with("restore --join-ns net:/x")).unwrap();
+        let e = check(&with("restore --join-ns mnt:/x")).unwrap_err();
+        assert_eq!(e.to_string(), "option --join-ns mnt:/x is not supported");
     }
 }

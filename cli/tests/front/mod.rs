@@ -267,6 +267,11 @@ impl Holder {
         self.asked();
     }
 
+    /// Ends it where it was restored as the child of another.
+    pub fn end_of_another(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGKILL).unwrap();
+    }
+
     /// Waits for its end. It is our child, also when it was restored as one.
     pub fn ended(&self) -> WaitStatus {
         waitpid(Pid::from_raw(self.pid()), None).unwrap()

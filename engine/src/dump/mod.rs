@@ -16,6 +16,7 @@ mod sharing;
 mod thread;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -67,6 +68,9 @@ pub struct DumpOptions {
     /// once. CRIU cannot read such images, and says so; without this they are
     /// written with each of the processes, as it does.
     pub pages_once: bool,
+    /// Pages of large private mappings are not written: whoever restores asks
+    /// for them, and the tree has to stand until then.
+    pub lazy: bool,
     /// Network namespaces come back with `lo` alone; whoever restores fills them.
     pub empty_net: bool,
     /// Network namespaces, by inode number, that are not saved; the restore
@@ -99,6 +103,7 @@ impl Default for DumpOptions {
             mounts: MountPolicy::default(),
             carry: Vec::new(),
             pages_once: false,
+            lazy: false,
             empty_net: false,
             external_nets: BTreeMap::new(),
             tracked: BTreeSet::new(),
@@ -174,6 +179,8 @@ pub struct DumpStats {
     pub parent_bytes: u64,
     /// Descriptors that lead to the journal.
     pub journal: Vec<JournalStream>,
+    /// Processes by their ids in the images.
+    pub pids: BTreeMap<i32, i32>,
 }
 
 /// A descriptor connected to the journal (`/run/systemd/journal/stdout`).
@@ -229,6 +236,8 @@ struct Ready {
     runs: Runs,
     /// Those of them that an earlier process has as well.
     common: Vec<SharedPages>,
+    /// Those of them that stay where they are.
+    far: Vec<Range<u64>>,
 }
 
 /// Looks at all mappings, refuses what cannot be carried, and settles every
@@ -251,6 +260,7 @@ fn settle(frozen: &Frozen, tracked: impl Fn(i32) -> bool) -> Result<Vec<Ready>, 
             threads: Vec::new(),
             runs: Runs::default(),
             common: Vec::new(),
+            far: Vec::new(),
         });
     }
     if !refusals.is_empty() {
@@ -323,6 +333,9 @@ fn dump_whole(
     let mut settled = settle(frozen, ours)?;
     let sharing = sharing_of(frozen)?;
     pages::find(frozen, &sharing, &mut settled)?;
+    if options.lazy && parent.is_none() {
+        pages::leave(frozen, &mut settled);
+    }
     let mut dump = Dump {
         sink,
         sharing,
@@ -346,6 +359,9 @@ fn dump_whole(
         dump.files.note_process(p.info.pid);
         dump.process(p, settled, options)?;
         dump.stats.processes += 1;
+        dump.stats
+            .pids
+            .insert(dump.numbering.id(p.info.pid), p.info.pid);
         dump.stats.threads += p.info.tids.len();
         let number = |v: i32| dump.numbering.id(v) as u32;
         // A parent outside of the dump is none.

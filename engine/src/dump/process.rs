@@ -19,6 +19,7 @@ use crate::image::{Kind, names, put_records};
 use crate::memory::extra::{self, RcrMm};
 use crate::memory::heritage::SharedPages;
 use crate::memory::maps::Vma;
+use crate::memory::pages::Left;
 use crate::memory::vdso::Vdso;
 use crate::memory::vma::{self, Class};
 use crate::memory::{aio, heritage, mm, pages, policy};
@@ -189,10 +190,14 @@ impl Dump<'_> {
         };
         self.stats.parent_bytes += ranges::bytes(&older);
         let kept = ranges::join(&older, &apart);
-        let fresh = runs.without(&kept);
+        let fresh = runs.without(&kept).without(&ready.far);
         self.stats.page_bytes += fresh.bytes() as u64;
         let name = names::pagemap(id);
-        pages::save(p.info.voice(), &name, &fresh, &kept, pages_id, self.sink)?;
+        let left = Left {
+            kept: &kept,
+            far: &ready.far,
+        };
+        pages::save(p.info.voice(), &name, &fresh, left, pages_id, self.sink)?;
         if !ready.common.is_empty() {
             let name = heritage::image(id);
             let mut common = ready.common.clone();

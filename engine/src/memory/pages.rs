@@ -22,6 +22,9 @@ use super::vma::{has_own_pages, is_special, status};
 
 /// `PE_PRESENT` of [`PagemapEntry::flags`].
 pub const PRESENT: u32 = 1 << 2;
+/// `PE_LAZY` of [`PagemapEntry::flags`]. Without `PE_PRESENT` the pages are
+/// still with the dumped process.
+pub const LAZY: u32 = 1 << 1;
 /// `PE_PARENT` of [`PagemapEntry::flags`].
 pub const PARENT: u32 = 1 << 0;
 
@@ -171,10 +174,10 @@ fn put(
     pagemap_name: &str,
     pages_id: u32,
     spans: &[Span],
-    kept: &[Range<u64>],
+    left: Left<'_>,
     read: impl FnOnce(&mut [u8]) -> Result<(), MemoryError>,
 ) -> Result<(), MemoryError> {
-    put_pagemap(sink, pagemap_name, pages_id, spans, kept)?;
+    put_pagemap(sink, pagemap_name, pages_id, spans, left)?;
     let len = spans.iter().map(|s| s.len).sum();
     let name = names::pages(pages_id);
     let buf = sink
@@ -183,20 +186,29 @@ fn put(
     read(buf)
 }
 
-/// Writes a pagemap: pages that lie in the pages image, and those that stay in
-/// the parent; both ascending.
+/// Pages that are not written, ascending.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Left<'a> {
+    /// They are in the parent images.
+    pub kept: &'a [Range<u64>],
+    /// They stay with the process until they are asked for.
+    pub far: &'a [Range<u64>],
+}
+
+/// Writes a pagemap: pages that lie in the pages image (ascending), and others.
 pub(crate) fn put_pagemap(
     sink: &mut dyn ImageSink,
     name: &str,
     pages_id: u32,
     spans: &[Span],
-    kept: &[Range<u64>],
+    left: Left<'_>,
 ) -> Result<(), MemoryError> {
     let mut w = ImageWriter::new(Kind::Pagemap);
     w.record(&PagemapHead { pages_id });
     let own = spans.iter().map(|s| (*s, PRESENT));
-    let old = kept.iter().map(|r| (span(r), PARENT));
-    let mut all: Vec<_> = own.chain(old).collect();
+    let old = left.kept.iter().map(|r| (span(r), PARENT));
+    let far = left.far.iter().map(|r| (span(r), LAZY));
+    let mut all: Vec<_> = own.chain(old).chain(far).collect();
     // Spans that touch stay apart: they may differ in what may read them.
     all.sort_by_key(|(s, _)| s.start);
     for (s, flags) in all {
@@ -211,17 +223,16 @@ pub(crate) fn put_pagemap(
     Ok(crate::image::put_image(sink, name, &w.finish())?)
 }
 
-/// Saves the pages of a process in the image `name`; those in `kept` are in the
-/// parent images.
+/// Saves the pages of a process in the image `name`, but for those in `left`.
 pub fn save(
     pid: i32,
     name: &str,
     runs: &Runs,
-    kept: &[Range<u64>],
+    left: Left<'_>,
     pages_id: u32,
     sink: &mut dyn ImageSink,
 ) -> Result<(), MemoryError> {
-    put(sink, name, pages_id, &runs.spans, kept, |mut buf| {
+    put(sink, name, pages_id, &runs.spans, left, |mut buf| {
         let what = format!("/proc/{pid}/mem");
         let mut mem = None;
         let mut plain = Vec::new();
@@ -271,7 +282,7 @@ pub fn save_object(
         &names::pagemap_shmem(shmid),
         pages_id,
         spans,
-        &[],
+        Left::default(),
         |mut buf| {
             for s in spans {
                 let (here, rest) = buf.split_at_mut(s.len);
@@ -304,6 +315,20 @@ pub fn listed(
     source: &dyn ImageSource,
     pagemap_name: &str,
 ) -> Result<Vec<Range<u64>>, MemoryError> {
+    list(source, pagemap_name, |_| true)
+}
+
+/// The pages of a pagemap that are still with the dumped process, ascending.
+pub fn far(source: &dyn ImageSource, pagemap_name: &str) -> Result<Vec<Range<u64>>, MemoryError> {
+    let far = |flags: Option<u32>| flags.is_some_and(|f| f & (PRESENT | LAZY | PARENT) == LAZY);
+    list(source, pagemap_name, far)
+}
+
+fn list(
+    source: &dyn ImageSource,
+    pagemap_name: &str,
+    wanted: impl Fn(Option<u32>) -> bool,
+) -> Result<Vec<Range<u64>>, MemoryError> {
     let Some(mut reader) = get_reader(source, Kind::Pagemap, pagemap_name)? else {
         return Ok(Vec::new());
     };
@@ -312,12 +337,15 @@ pub fn listed(
         MemoryError::Image(ImageError::Content { name, what })
     };
     let _: PagemapHead = reader.record()?.ok_or_else(|| bad("no head"))?;
-    let mut out: Vec<Range<u64>> = Vec::new();
+    let (mut out, mut last) = (Vec::new(), 0);
     while let Some(e) = reader.record::<PagemapEntry>()? {
         let pages = e.nr_pages.unwrap_or(u64::from(e.compat_nr_pages));
         let end = pages.checked_mul(PAGE).and_then(|n| n.checked_add(e.vaddr));
-        let end = end.filter(|_| out.last().is_none_or(|l| l.end <= e.vaddr));
-        out.push(e.vaddr..end.ok_or_else(|| bad("the runs do not ascend"))?);
+        let end = end.filter(|_| last <= e.vaddr);
+        last = end.ok_or_else(|| bad("the runs do not ascend"))?;
+        if wanted(e.flags) {
+            out.push(e.vaddr..last);
+        }
     }
     Ok(out)
 }
@@ -422,6 +450,9 @@ impl<'a> Saved<'a> {
                 if found != ranges::bytes(&older) {
                     return Err(bad("a page is not in the parent images"));
                 }
+                continue;
+            }
+            if flags & (PRESENT | LAZY) == LAZY {
                 continue;
             }
             if flags & PRESENT == 0 {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use super::{Pages, PreDumpError, ranges};
 use crate::image::{ImageError, ImageSink, names};
 use crate::memory::pagemap::PAGE;
-use crate::memory::pages;
+use crate::memory::pages::{self, Left};
 
 /// Read at once.
 const CHUNK: u64 = 4 << 20;
@@ -42,7 +42,8 @@ pub(super) fn save(
         }
     }
     let spans: Vec<_> = there.iter().map(pages::span).collect();
-    pages::put_pagemap(sink, &names::pagemap(p.id), pages_id, &spans, kept)?;
+    let left = Left { kept, far: &[] };
+    pages::put_pagemap(sink, &names::pagemap(p.id), pages_id, &spans, left)?;
     Ok(at as u64)
 }
 

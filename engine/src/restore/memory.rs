@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
 use super::RestoreError;
 use super::births::Birth;
@@ -10,8 +11,8 @@ use super::images::{Images, LiveImage, ProcessImage};
 use super::lazy::Lazy;
 use super::worlds::take;
 use crate::file::FileBuilder;
-use crate::image::ImageSource;
 use crate::image::schema::VmaEntry;
+use crate::image::{ImageSource, names};
 use crate::memory::extra::{self, RcrMm};
 use crate::memory::heritage::{self, Kept};
 use crate::memory::pages::{self, Piece, Saved};
@@ -55,6 +56,21 @@ struct Built<'a> {
     vdso: Vdso,
 }
 
+/// Refuses images that do not have all pages.
+pub fn all_here(source: &dyn ImageSource, images: &Images) -> Result<(), RestoreError> {
+    for (p, _) in images.live().filter(|(_, l)| l.owns.memory) {
+        if !pages::far(source, &names::pagemap(p.id))?.is_empty() {
+            return Err(RestoreError::Tree {
+                pid: p.id,
+                what: "its pages are still where it was dumped (a lazy dump), and nobody is \
+                       there who brings them"
+                    .into(),
+            });
+        }
+    }
+    Ok(())
+}
+
 impl<'a, 'f> Memory<'a, 'f> {
     /// Nothing is made yet.
     pub fn new(
@@ -78,12 +94,20 @@ impl<'a, 'f> Memory<'a, 'f> {
 
     /// What is not filled yet may come while the processes run, where a mapping
     /// has `at_least` so many bytes of content.
-    pub fn come_later(&mut self, at_least: u64) -> Result<(), RestoreError> {
+    pub fn come_later(
+        &mut self,
+        at_least: u64,
+        pager: Option<&UnixStream>,
+    ) -> Result<(), RestoreError> {
+        if let Some(stream) = pager {
+            self.pager = Some(Lazy::connected(stream, at_least)?);
+            return Ok(());
+        }
         let mut content = BTreeMap::new();
         for (p, _) in self.images.live().filter(|(_, l)| l.owns.memory) {
             if !self.built.contains_key(&p.pid) {
                 let pieces = self.pieces(p.pid)?;
-                content.insert(p.pid, Saved { pieces });
+                content.insert(p.id, Saved { pieces });
             }
         }
         self.pager = Some(Lazy::start(content, at_least)?);
@@ -258,7 +282,10 @@ impl<'a, 'f> Memory<'a, 'f> {
             map_text(&mut prog, text);
         }
         let (now, later) = match &self.pager {
-            Some(pager) => pager.split(&live.mm.vmas, &kept, changes.write),
+            Some(pager) => {
+                let far = pages::far(self.source, &names::pagemap(p.id))?;
+                pager.split(&live.mm.vmas, &kept, changes.write, &far)
+            }
             None => (changes.write, Vec::new()),
         };
         let pager = self.pager.as_mut().filter(|_| !later.is_empty());
@@ -275,7 +302,7 @@ impl<'a, 'f> Memory<'a, 'f> {
         }
         if let Some((pager, asked)) = asked {
             let fd = out.result(asked.op()) as i32;
-            pager.hand_over(tracee, birth.arena, fd, &asked)?;
+            pager.hand_over(tracee, birth.arena, p.id, fd, &asked)?;
         }
         pages::write(p.pid, &now)?;
 

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use crate::arch;
@@ -33,7 +34,7 @@ use crate::dump::CARRIED;
 use crate::file::{BuildError, FileBuilder, FileError, SilentConnections};
 use crate::image::{ImageError, ImageSource};
 use crate::memory::{MemoryError, sysv};
-use crate::namespace::{self, NamespaceError, VethEnd};
+use crate::namespace::{self, NamespaceError, NsKind, VethEnd};
 use crate::remote::{Arena, RemoteError, Tracee};
 use crate::sys::SysError;
 use crate::sys::process::tgkill;
@@ -42,7 +43,8 @@ use crate::task::{nap, registers};
 
 use images::Images;
 
-pub use lazy::{WORTH_WAITING, pagers};
+pub(crate) use lazy::can_wait;
+pub use lazy::{PageOrigin, WORTH_WAITING, pagers, serve};
 pub use verify::{Verified, verify};
 
 /// How a restore is made.
@@ -72,6 +74,9 @@ pub struct RestoreOptions {
     /// ours stays and fills mappings with at least this many bytes of content,
     /// what is touched first. [`WORTH_WAITING`] is a good number.
     pub lazy: Option<u64>,
+    /// Who fills it in the place of a process of ours: a connection to one that
+    /// runs [`serve`] on the same images.
+    pub pager: Option<UnixStream>,
     /// Ends of pipes in the place of those that led outside, by their names.
     pub pipes: BTreeMap<String, OwnedFd>,
     /// No network is up, as in early boot: connections are made all the same,
@@ -167,7 +172,7 @@ impl Restored {
     /// The process that fills memory while the tree runs, after a lazy restore.
     /// It ends when all is there.
     pub fn pager(&self) -> Option<i32> {
-        self.pager.as_ref().map(lazy::Lazy::pid)
+        self.pager.as_ref().and_then(lazy::Lazy::pid)
     }
 
     /// Gives every thread its registers and lets all go.
@@ -224,12 +229,35 @@ impl Restored {
     }
 }
 
+/// The kinds of namespaces that some process of a dump has for its own, of
+/// those that belong to no other object: network, IPC, UTS.
+pub fn own_namespaces(source: &dyn ImageSource) -> Result<Vec<NsKind>, RestoreError> {
+    let images = Images::load(source)?;
+    let host = images.host_ids;
+    let mut found = Vec::new();
+    for (_, live) in images.live() {
+        for (kind, own, outer) in [
+            (NsKind::Net, live.ids.net_ns_id, host.net_ns_id),
+            (NsKind::Ipc, live.ids.ipc_ns_id, host.ipc_ns_id),
+            (NsKind::Uts, live.ids.uts_ns_id, host.uts_ns_id),
+        ] {
+            if own.is_some() && own != outer && !found.contains(&kind) {
+                found.push(kind);
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Makes the tree of a dump again, stopped.
 pub fn restore(
     source: &dyn ImageSource,
     options: &RestoreOptions,
 ) -> Result<Restored, RestoreError> {
     let images = Images::load(source)?;
+    if options.pager.is_none() {
+        memory::all_here(source, &images)?;
+    }
     let missing = match options.host_as_it_is {
         true => Vec::new(),
         false => namespace::prepare_host(source)?,
@@ -264,7 +292,7 @@ pub fn restore(
     let ways = births::bear(&images, options, &mut made, &mut memory, &worlds)?;
     worlds.mount_procs(&images, &ways)?;
     if let Some(at_least) = options.lazy {
-        memory.come_later(at_least)?;
+        memory.come_later(at_least, options.pager.as_ref())?;
     }
     let mut ways_out = BTreeMap::new();
     // All memory first: it needs descriptors of its own, for which shared

@@ -9,6 +9,7 @@
 
 mod sender;
 mod serve;
+mod source;
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -18,6 +19,7 @@ use anyhow::{Context, bail};
 
 pub use sender::Sender;
 pub use serve::{run, serve_in_child};
+pub use source::{Asker, give_pages};
 
 use super::Error;
 use super::options::Options;
@@ -232,7 +234,9 @@ pub fn connect(options: &Options) -> Result<TcpStream, Error> {
     if let Some(socket) = given_socket(options)? {
         return Ok(socket);
     }
-    let port = options.port.context("option --port is missing")?;
+    let port = options
+        .port
+        .context("option --page-server: --port is missing")?;
     let host = host(options, "127.0.0.1");
     let stream = TcpStream::connect((host.as_str(), port))
         .with_context(|| format!("the page server at {host} port {port}"))?;

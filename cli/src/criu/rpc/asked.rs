@@ -110,7 +110,9 @@ fn named(opts: &Opts, o: &mut Options) {
         name("inherit-fd", format!("fd[{}]:{}", i.fd, i.key));
     }
     for j in &opts.join_ns {
-        name("join-ns", format!("{}:{}", j.ns, j.ns_file));
+        let extra = j.extra_opt.as_ref().map(|e| format!(",{e}"));
+        let extra = extra.unwrap_or_default();
+        name("join-ns", format!("{}:{}{extra}", j.ns, j.ns_file));
     }
     for m in &opts.skip_mnt {
         name("skip-mnt", m.clone());

@@ -25,9 +25,10 @@ use std::os::unix::net::UnixStream;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use crate::image::ImageSource;
 use crate::image::schema::VmaEntry;
-use crate::memory::heritage::Kept;
-use crate::memory::pages::{Piece, Saved};
+use crate::memory::heritage::{self, Kept};
+use crate::memory::pages::{self, Piece, Saved};
 use crate::memory::vma::status;
 use crate::remote::{Arena, OpId, Program, Tracee};
 use crate::sys::paging::{USERFAULTFD_IOC_NEW, fork_off};
@@ -68,7 +69,8 @@ pub fn pagers() -> io::Result<Vec<i32>> {
 #[derive(Debug)]
 pub struct Lazy {
     stream: UnixStream,
-    pid: i32,
+    /// `None`: it is not our child.
+    pid: Option<i32>,
     device: File,
     live: bool,
     at_least: u64,
@@ -85,46 +87,57 @@ impl Lazy {
     /// with less than `at_least` bytes of it are not its business.
     pub fn start(content: BTreeMap<i32, Saved<'_>>, at_least: u64) -> Result<Self, RestoreError> {
         let failed = || RestoreError::io("starting the pager of a lazy restore");
-        let device = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/userfaultfd")
-            .map_err(RestoreError::io("open /dev/userfaultfd"))?;
+        let device = device()?;
         let (stream, theirs) = UnixStream::pair().map_err(failed())?;
         let work = |theirs| pager::run(UnixStream::from(theirs), &content);
         let pid = fork_off(NAME, theirs.into(), work).map_err(failed())?;
         Ok(Self {
             stream,
-            pid,
+            pid: Some(pid),
             device,
             live: false,
             at_least,
         })
     }
 
-    /// The pager's pid.
-    pub fn pid(&self) -> i32 {
+    /// Somebody else is the pager, and listens at the other end.
+    pub fn connected(stream: &UnixStream, at_least: u64) -> Result<Self, RestoreError> {
+        let stream = stream.try_clone();
+        Ok(Self {
+            stream: stream.map_err(RestoreError::io("the pager of a lazy restore"))?,
+            pid: None,
+            device: device()?,
+            live: false,
+            at_least,
+        })
+    }
+
+    /// The pager's pid, if it is a child of ours.
+    pub fn pid(&self) -> Option<i32> {
         self.pid
     }
 
     /// Splits content into what is written at once and the mappings whose
     /// content comes later. Mappings in `kept` hold pages already, and only
-    /// what is missing can come.
+    /// what is missing can come. Pages in `far` are in no image.
     pub fn split<'a>(
         &self,
         vmas: &[VmaEntry],
         kept: &BTreeMap<u64, Kept>,
         pieces: Vec<Piece<'a>>,
+        far: &[Range<u64>],
     ) -> (Vec<Piece<'a>>, Vec<Range<u64>>) {
         let saved = Saved { pieces };
         let bytes = |e: &VmaEntry| -> u64 {
             let within = saved.within(e.start, e.end);
             within.map(|p| p.bytes.len() as u64).sum()
         };
+        let overlaps = |e: &VmaEntry, r: &Range<u64>| r.start < e.end && e.start < r.end;
         let later: Vec<_> = vmas
             .iter()
             .filter(|e| {
-                can_wait(e) && !kept.contains_key(&e.start) && bytes(e) >= self.at_least.max(1)
+                let waits = can_wait(e) && !kept.contains_key(&e.start);
+                waits && bytes(e) >= self.at_least.max(1) || far.iter().any(|r| overlaps(e, r))
             })
             .map(|e| e.start..e.end)
             .collect();
@@ -154,11 +167,13 @@ impl Lazy {
         &mut self,
         task: Tracee,
         arena: Arena,
+        id: i32,
         fd: i32,
         asked: &Asked,
     ) -> Result<(), RestoreError> {
         let space = NewSpace {
             pid: task.tid,
+            id,
             fd,
             starts: asked.ranges.iter().map(|r| r.start).collect(),
             ends: asked.ranges.iter().map(|r| r.end).collect(),
@@ -195,7 +210,9 @@ impl Drop for Lazy {
         if !self.live {
             // It ends when it has nobody to listen to.
             let _ = self.stream.shutdown(std::net::Shutdown::Both);
-            let _ = waitpid(Pid::from_raw(self.pid), None);
+            if let Some(pid) = self.pid {
+                let _ = waitpid(Pid::from_raw(pid), None);
+            }
         }
     }
 }
@@ -207,9 +224,46 @@ impl Asked {
     }
 }
 
+fn device() -> Result<File, RestoreError> {
+    let mut how = File::options();
+    let device = how.read(true).write(true).open("/dev/userfaultfd");
+    device.map_err(RestoreError::io("open /dev/userfaultfd"))
+}
+
+/// Where pages come from that no image has: the process that was dumped.
+pub trait PageOrigin {
+    /// The pages of a process, by its id in the images, from an address on:
+    /// so many bytes, at least one page. Fewer may come.
+    fn fetch(&mut self, id: i32, at: u64, bytes: u64) -> io::Result<Vec<u8>>;
+}
+
+/// Fills the memory of a tree for a restorer, which is at the other end of
+/// `stream` and has the same images. Returns `true` when all is there, `false`
+/// when the restorer has given up before the tree ran.
+pub fn serve(
+    stream: UnixStream,
+    source: &dyn ImageSource,
+    origin: Option<&mut dyn PageOrigin>,
+) -> Result<bool, RestoreError> {
+    nix::sys::prctl::set_name(NAME).map_err(|e| RestoreError::io("naming the pager")(e.into()))?;
+    let (mut content, mut far) = (BTreeMap::new(), BTreeMap::new());
+    for name in source.names() {
+        let id = name
+            .strip_prefix("pagemap-")
+            .and_then(|n| n.strip_suffix(".img"));
+        let Some(id) = id.and_then(|id| id.parse::<i32>().ok()) else {
+            continue;
+        };
+        let pieces = heritage::pages(source, id)?;
+        content.insert(id, Saved { pieces });
+        far.insert(id, pages::far(source, &name)?);
+    }
+    pager::fill(stream, &content, &far, origin)
+}
+
 /// Ordinary private memory that may be read and written. What is locked has to
 /// be there; a stack grows, and is needed at once.
-fn can_wait(e: &VmaEntry) -> bool {
+pub(crate) fn can_wait(e: &VmaEntry) -> bool {
     let rw = libc::PROT_READ | libc::PROT_WRITE;
     let never = libc::MAP_LOCKED | libc::MAP_GROWSDOWN | libc::MAP_HUGETLB;
     let merged = e.madv.unwrap_or(0) >> libc::MADV_MERGEABLE & 1 == 1;

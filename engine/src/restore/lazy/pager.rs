@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use nix::unistd::Pid;
 use prost::Message;
 
 use super::super::RestoreError;
+use super::PageOrigin;
 use super::pending::Pending;
 use super::space::Space;
 use crate::file::sys::pidfd_getfd;
@@ -51,6 +53,9 @@ pub struct NewSpace {
     /// Their ends.
     #[prost(uint64, repeated, tag = "4")]
     pub ends: Vec<u64>,
+    /// Its id in the images.
+    #[prost(int32, required, tag = "5")]
+    pub id: i32,
 }
 
 /// What the pager answers.
@@ -89,57 +94,72 @@ pub fn receive<M: Message + Default>(stream: &mut UnixStream) -> io::Result<Opti
 
 /// Serves until all memory is filled. Gives the process's exit code.
 pub fn run(restorer: UnixStream, content: &BTreeMap<i32, Saved<'_>>) -> i32 {
+    let done = fill(restorer, content, &BTreeMap::new(), None);
+    done.is_err().into()
+}
+
+/// Serves until all memory is filled, by `content` and, where pages are `far`,
+/// by their origin. `false`: the restorer was gone before the tree ran.
+pub fn fill(
+    restorer: UnixStream,
+    content: &BTreeMap<i32, Saved<'_>>,
+    far: &BTreeMap<i32, Vec<Range<u64>>>,
+    origin: Option<&mut dyn PageOrigin>,
+) -> Result<bool, RestoreError> {
     // Not the first to go when memory is short. Without the right to ask for
     // that we are like everybody else.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     let mut pager = Pager {
         restorer: Some(restorer),
         content,
+        far,
+        origin,
         spaces: Vec::new(),
         live: false,
         guard: None,
     };
-    match pager.serve() {
-        Ok(()) => 0,
-        Err(e) => {
-            // Nobody reads what we would print, and memory that is not whole
-            // must not be run with.
-            if let Ok(mut log) = fs::OpenOptions::new().append(true).open("/dev/kmsg") {
-                let _ = writeln!(log, "rcr-pager: {e}: the processes that wait for it end");
-            }
-            pager.end_owners();
-            1
+    let done = pager.serve();
+    if let Err(e) = &done {
+        // Nobody reads what we would print, and memory that is not whole
+        // must not be run with.
+        if let Ok(mut log) = fs::OpenOptions::new().append(true).open("/dev/kmsg") {
+            let _ = writeln!(log, "rcr-pager: {e}: the processes that wait for it end");
         }
+        pager.end_owners();
     }
+    done
 }
 
-struct Pager<'a, 'c> {
+struct Pager<'a, 'c, 'o> {
     restorer: Option<UnixStream>,
     content: &'c BTreeMap<i32, Saved<'a>>,
+    far: &'c BTreeMap<i32, Vec<Range<u64>>>,
+    origin: Option<&'o mut dyn PageOrigin>,
     spaces: Vec<Space<'a>>,
     /// The processes run: their memory may only become whole.
     live: bool,
     guard: Option<i32>,
 }
 
-impl Pager<'_, '_> {
-    fn serve(&mut self) -> Result<(), RestoreError> {
+impl Pager<'_, '_, '_> {
+    /// Whether all memory is filled; else the restorer was gone before the tree ran.
+    fn serve(&mut self) -> Result<bool, RestoreError> {
         let (mut turn, mut idle) = (0, 0);
         loop {
             self.spaces.retain(|s| !s.is_done() || !self.live);
             if self.live && self.spaces.is_empty() {
                 self.end_guard();
-                return Ok(());
+                return Ok(true);
             }
             if self.live {
                 turn = (turn + 1) % self.spaces.len();
-                match self.spaces[turn].advance()? {
+                match self.spaces[turn].advance(&mut self.origin)? {
                     Brought::Changing | Brought::NoMemory => idle += 1,
                     _ => idle = 0,
                 }
             }
             if !self.wait(idle > self.spaces.len())? {
-                return Ok(());
+                return Ok(false);
             }
         }
     }
@@ -162,7 +182,7 @@ impl Pager<'_, '_> {
         let ready: Vec<bool> = fds.iter().map(|f| f.any().unwrap_or(true)).collect();
         let mut born = Vec::new();
         for (space, _) in self.spaces.iter_mut().zip(&ready).filter(|(_, r)| **r) {
-            born.extend(space.answer()?);
+            born.extend(space.answer(&mut self.origin)?);
         }
         let order = ready.get(self.spaces.len()) == Some(&true);
         self.spaces.extend(born);
@@ -199,9 +219,12 @@ impl Pager<'_, '_> {
         let mut pending = Pending::default();
         for (&start, &end) in new.starts.iter().zip(&new.ends) {
             server.add(&(start..end))?;
-            let saved = self.content.get(&new.pid);
+            let saved = self.content.get(&new.id);
             let pieces = saved.into_iter().flat_map(|s| s.within(start, end));
             pieces.for_each(|p| pending.add(&p));
+            for r in self.far.get(&new.id).into_iter().flatten() {
+                pending.add_far(new.id, r.start.max(start)..r.end.min(end));
+            }
         }
         self.spaces.push(Space::new(server, owner, pending));
         Ok(())

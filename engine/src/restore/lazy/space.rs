@@ -1,12 +1,16 @@
 //! One address space whose pages come later.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use super::pending::Pending;
+use nix::errno::Errno;
+
+use super::PageOrigin;
+use super::pending::{Pending, Run};
 use crate::memory::pagemap::PAGE;
-use crate::sys::SysResult;
 use crate::sys::paging::{Brought, PageEvent, PageServer};
+use crate::sys::{SysError, SysResult};
 
 /// Brought with the page that somebody waits for.
 const AROUND: u64 = 64 << 10;
@@ -50,7 +54,7 @@ impl<'a> Space<'a> {
 
     /// Sees what its owner has done and brings what it waits for. Gives the
     /// memories of children.
-    pub fn answer(&mut self) -> SysResult<Vec<Self>> {
+    pub fn answer(&mut self, origin: &mut Origin<'_>) -> SysResult<Vec<Self>> {
         let mut children = Vec::new();
         let mut waiting = Vec::new();
         loop {
@@ -77,25 +81,25 @@ impl<'a> Space<'a> {
         }
         for at in waiting {
             // If mappings change meanwhile, whoever waits asks once more.
-            self.bring_page(at)?;
+            self.bring_page(at, origin)?;
         }
         Ok(children)
     }
 
     /// Brings some pages that nobody has asked for yet.
-    pub fn advance(&mut self) -> SysResult<Brought> {
-        let Some((at, bytes)) = self.pending.next(self.next, AHEAD) else {
+    pub fn advance(&mut self, origin: &mut Origin<'_>) -> SysResult<Brought> {
+        let Some((at, run)) = self.pending.next(self.next, AHEAD) else {
             return Ok(Brought::Gone);
         };
-        let brought = self.bring(at, bytes)?;
+        let brought = self.bring(at, run, origin)?;
         if let Brought::Some(n) = brought {
             self.next = at + n;
         }
         Ok(brought)
     }
 
-    fn bring_page(&mut self, at: u64) -> SysResult<()> {
-        let Some(bytes) = self.pending.at(at, AROUND) else {
+    fn bring_page(&mut self, at: u64, origin: &mut Origin<'_>) -> SysResult<()> {
+        let Some(run) = self.pending.at(at, AROUND) else {
             let page = at..at + PAGE;
             match self.server.zero(&page)? {
                 Brought::Gone => self.gone = true,
@@ -105,7 +109,7 @@ impl<'a> Space<'a> {
             }
             return Ok(());
         };
-        match self.bring(at, bytes)? {
+        match self.bring(at, run, origin)? {
             Brought::Some(n) => self.next = at + n,
             Brought::Gone => {}
             _ => self.server.wake(&(at..at + PAGE))?,
@@ -114,7 +118,15 @@ impl<'a> Space<'a> {
     }
 
     /// Copies content to its place and forgets it.
-    fn bring(&mut self, at: u64, bytes: &[u8]) -> SysResult<Brought> {
+    fn bring(&mut self, at: u64, run: Run<'a>, origin: &mut Origin<'_>) -> SysResult<Brought> {
+        let fetched;
+        let bytes = match run {
+            Run::Here(bytes) => bytes,
+            Run::Far { id, at, len } => {
+                fetched = fetch(origin, id, at, len)?;
+                &fetched
+            }
+        };
         let mut brought = self.server.copy(at, bytes)?;
         let one = &bytes[..bytes.len().min(PAGE as usize)];
         if bytes.len() > one.len() && matches!(brought, Brought::NoMapping | Brought::NoMemory) {
@@ -135,6 +147,26 @@ impl<'a> Space<'a> {
         Ok(brought)
     }
 }
+
+/// Gets pages from where they still are.
+fn fetch(origin: &mut Origin<'_>, id: i32, at: u64, len: u64) -> SysResult<Vec<u8>> {
+    let failed = |e: io::Error| {
+        let errno = e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        SysError::new("fetch pages", format!("process {id}: {e}"), errno)
+    };
+    let nobody = || failed(io::Error::other("nobody has them"));
+    let bytes = origin.as_mut().ok_or_else(nobody)?.fetch(id, at, len);
+    let bytes = bytes.map_err(failed)?;
+    match bytes.len() as u64 {
+        n if n > 0 && n <= len && n.is_multiple_of(PAGE) => Ok(bytes),
+        n => Err(failed(io::Error::other(format!(
+            "{n} bytes came instead of {len}"
+        )))),
+    }
+}
+
+/// Who has what is in no image.
+pub type Origin<'o> = Option<&'o mut dyn PageOrigin>;
 
 impl AsFd for Space<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
