@@ -6,7 +6,11 @@ use crate::artifacts;
 use crate::host::{as_root, install, run};
 
 /// What the tests use: programs and the packages they come from.
-const PROGRAMS: [(&str, &str); 2] = [("runc", "runc"), ("busybox", "busybox-static")];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("runc", "runc"),
+    ("podman", "podman"),
+    ("busybox", "busybox-static"),
+];
 
 /// Runs the tests; `only` is a part of their names.
 ///

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use rcr_tests::containers;
 
 /// Checkpoint and restore of containers.
 #[derive(Parser)]
@@ -19,9 +20,14 @@ struct Arguments {
 }
 
 fn main() -> Result<ExitCode> {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some(containers::AS_RUNTIME) {
+        let given: Vec<String> = given.collect();
+        return containers::as_runtime(&given).map(|()| ExitCode::SUCCESS);
+    }
     let arguments = Arguments::parse();
     let rcr = arguments.rcr.canonicalize()?;
-    let failed = rcr_tests::containers::run(&rcr, arguments.only.as_deref())?;
+    let failed = containers::run(&rcr, arguments.only.as_deref())?;
     Ok(match failed {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,

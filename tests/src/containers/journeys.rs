@@ -13,7 +13,7 @@ use super::runc::Runc;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts in a file; ends with 7 when it is told to.
-const COUNTER: &str = "
+pub(super) const COUNTER: &str = "
 i=0
 while [ ! -e /data/end ]; do
     i=$((i+1))
@@ -112,13 +112,13 @@ fn attached(bundle: &Bundle, runc: &Runc) -> Result<()> {
     Ok(())
 }
 
-fn alive(pid: i32) -> bool {
+pub(super) fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|s| !s.rsplit(')').next().is_some_and(|r| r.starts_with(" Z")))
 }
 
 /// How far it has counted; an error if it has left a number out.
-fn count(bundle: &Bundle) -> Result<u64> {
+pub(super) fn count(bundle: &Bundle) -> Result<u64> {
     let text = match fs::read_to_string(bundle.data.join("count")) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         other => other?,
@@ -134,7 +134,7 @@ fn count(bundle: &Bundle) -> Result<u64> {
 }
 
 /// Waits until it has counted on.
-fn goes_on(bundle: &Bundle) -> Result<()> {
+pub(super) fn goes_on(bundle: &Bundle) -> Result<()> {
     let was = count(bundle)?;
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {

@@ -1,8 +1,9 @@
-//! Containers of runc, on this host: checkpointed and restored by runc, which
-//! takes our program for `criu`.
+//! Containers of runc and podman, on this host: checkpointed and restored by
+//! these, which take our program for `criu`.
 
 mod bundle;
 mod journeys;
+mod podman;
 mod runc;
 
 use std::fs;
@@ -12,6 +13,11 @@ use anyhow::{Context, Result};
 
 use bundle::{Bundle, Life};
 use runc::Runc;
+
+pub use podman::{AS_RUNTIME, as_runtime};
+
+/// The journey of podman's container.
+const OF_PODMAN: &str = "a container of podman";
 
 /// Runs all of it; returns how many failed.
 ///
@@ -35,6 +41,20 @@ pub fn run(rcr: &Path, only: Option<&str>) -> Result<usize> {
                 println!("FAIL {}\n{e:#}", journey.name);
                 failed += 1;
             }
+        }
+    }
+    if only.is_some_and(|part| !OF_PODMAN.contains(part)) {
+        return Ok(failed);
+    }
+    if let Err(e) = podman::starts(rcr, &dir.0.join("podman-probe"))? {
+        println!("SKIP {OF_PODMAN}: it can start none on this machine: {e:#}");
+        return Ok(failed);
+    }
+    match podman::journey(rcr, &dir.0.join("podman")) {
+        Ok(()) => println!("PASS {OF_PODMAN}"),
+        Err(e) => {
+            println!("FAIL {OF_PODMAN}\n{e:#}");
+            failed += 1;
         }
     }
     Ok(failed)
