@@ -38,6 +38,11 @@ pub const CASES: &[Case] = &[
         pending_each,
     ),
     Case::new(
+        "signals/urgent-storm",
+        "signals that nobody waits for, arriving all the time",
+        storm,
+    ),
+    Case::new(
         "signals/altstack",
         "handlers on an alternate stack",
         altstack,
@@ -334,6 +339,37 @@ fn pending_each(_: &Stage) -> Result<Check> {
         f.same("for the process", &all, &mask_of("ShdPnd:")?);
         ask.send(())?;
         f.same("for the second thread", &all, &answer.recv()??);
+        Ok(())
+    }))
+}
+
+/// A process beside the tree sends signals all the time.
+fn storm(stage: &Stage) -> Result<Check> {
+    let me = Pid::this();
+    stage.outsider(|| {
+        let signals = [
+            Signal::SIGURG,
+            Signal::SIGWINCH,
+            Signal::SIGCHLD,
+            Signal::SIGCONT,
+        ];
+        for s in signals.iter().cycle() {
+            // In between dump and restore there is nobody.
+            let _ = kill(me, *s);
+            thread::sleep(std::time::Duration::from_micros(50));
+        }
+        Ok(())
+    })?;
+    let plain = SigHandler::Handler(count);
+    let action = SigAction::new(plain, SaFlags::SA_RESTART, SigSet::empty());
+    set(Signal::SIGURG, action)?;
+    let asleep = thread::spawn(|| thread::sleep(std::time::Duration::from_secs(3600)));
+    Ok(Box::new(move |f| {
+        let before = counted(Signal::SIGURG);
+        while counted(Signal::SIGURG) == before {
+            thread::sleep(POLL);
+        }
+        f.that("a thread's sleep has ended", !asleep.is_finished());
         Ok(())
     }))
 }
