@@ -250,6 +250,9 @@ fn settle(frozen: &Frozen, tracked: impl Fn(i32) -> bool) -> Result<Vec<Ready>, 
         if !p.is_zombie() {
             let what = || format!("mappings of {} (pid {})", p.comm, p.pid);
             vmas = maps::read(p.voice()).map_err(DumpError::io(what()))?;
+            if settled::tidy(p, &vmas)? {
+                vmas = maps::read(p.voice()).map_err(DumpError::io(what()))?;
+            }
             if tracked(p.pid) {
                 leave_out_tracking(&mut vmas);
             }
@@ -271,10 +274,9 @@ fn settle(frozen: &Frozen, tracked: impl Fn(i32) -> bool) -> Result<Vec<Ready>, 
             continue;
         }
         let vdso = Vdso::find(&ready.vmas);
-        let living = p.info.tids.iter();
+        let living = settled::living(&p.info);
         ready.threads = living
-            .filter(|&&t| t != p.info.pid || !p.info.leader_is_dead())
-            .map(|&tid| Settled::new(tid, vdso.as_ref()))
+            .map(|tid| Settled::new(tid, vdso.as_ref()))
             .collect::<Result<_, _>>()?;
     }
     Ok(out)

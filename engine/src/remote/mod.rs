@@ -6,10 +6,14 @@
 //! Outcome (results + data) ◄───────────────┘ int3
 //! ```
 
+mod footpath;
 mod program;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod tracee;
 
+pub use footpath::{Footpath, left_behind};
 pub use program::{Arg, DataRef, OnError, Op, OpId, Outcome, Program};
-pub use tracee::{Arena, Births, RemoteError, SavedRegs, Tracee, find_syscall};
+pub use saved::SavedRegs;
+pub use tracee::{Arena, Births, RemoteError, Tracee, find_syscall};

@@ -1,19 +1,16 @@
 //! A stopped task that runs programs for us.
 
-use crate::arch::{
-    self, ENTRY_BYTES, Entry, FRAME_BYTES_MAX, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN,
-};
-use crate::ext::RcrDispatch;
+use crate::arch::{self, ENTRY_BYTES, Entry, INTERPRETER, STOP_ON_ERROR, SYSCALL_INSN};
 use crate::sys::process::{Span, read_memory, tkill, write_memory};
-use crate::sys::ptrace::{self, RawSiginfo, Regs, Stop};
+use crate::sys::ptrace::{self, RawSiginfo, Stop};
 use crate::sys::{SysError, SysResult};
 
 use super::program::{Arg, OnError, Op, OpId, Outcome, Program};
 
 /// Bytes at the start of an arena that hold the interpreter.
-const CODE_BYTES: u64 = 4096;
-/// Then, as long as the arena's owner says so, the frame to return by.
-const HEAD_BYTES: u64 = CODE_BYTES + FRAME_BYTES_MAX as u64;
+pub(super) const CODE_BYTES: u64 = 4096;
+/// The last eight of them: the arena's length.
+pub(super) const ARENA_LEN_AT: usize = CODE_BYTES as usize - 8;
 
 /// Why a remote program did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +59,12 @@ pub enum RemoteError {
         /// The task.
         tid: i32,
     },
+    /// The vDSO leaves no room for a thread's way back.
+    #[error("task {tid}: no room at the end of its vDSO's text")]
+    VdsoFull {
+        /// The task.
+        tid: i32,
+    },
     /// ptrace or memory access failed.
     #[error(transparent)]
     Sys(#[from] SysError),
@@ -90,8 +93,8 @@ impl Arena {
         self.base + INTERPRETER.done_offset() - SYSCALL_INSN.len() as u64
     }
 
-    /// Where a frame lies by which a task returns should we be gone.
-    pub fn frame(&self) -> u64 {
+    /// Memory of it that the next program overwrites.
+    pub fn scratch(&self) -> u64 {
         self.base + CODE_BYTES
     }
 }
@@ -115,9 +118,20 @@ impl Tracee {
     pub fn call_at(&self, insn: u64, what: &str, nr: i64, args: [u64; 6]) -> Result<i64> {
         let regs = ptrace::get_regs(self.tid)?;
         ptrace::set_regs(self.tid, &arch::set_call(&regs, insn, nr, args))?;
-        // To the call's entry, then to its exit. Not by single steps: were we
-        // killed after one, the kernel would leave the trap flag set, and the
-        // task would die of it.
+        self.finish_call(what)
+    }
+
+    /// Has the task go on at `ip`, up to the end of the first call it makes.
+    pub fn next_call(&self, ip: u64, what: &str) -> Result<i64> {
+        let regs = ptrace::get_regs(self.tid)?;
+        ptrace::set_regs(self.tid, &arch::point_at(&regs, ip, 0, 0))?;
+        self.finish_call(what)
+    }
+
+    /// To a call's entry, then to its exit. Not by single steps: were we killed
+    /// after one, the kernel would leave the trap flag set, and the task would
+    /// die of it.
+    fn finish_call(&self, what: &str) -> Result<i64> {
         let mut halt = Halt::default();
         let mut stops = 0;
         while stops < 2 {
@@ -169,14 +183,23 @@ impl Tracee {
         let args = [at.unwrap_or(0), len, rw, flags as u64, u64::MAX, 0];
         let base = self.call_at(insn, "mmap of our arena", libc::SYS_mmap, args)? as u64;
         let arena = Arena { base, len };
+        self.furnish_arena(insn, arena)?;
+        Ok(arena)
+    }
+
+    /// Puts our code into a mapping that is to be an arena.
+    pub fn furnish_arena(&self, insn: u64, arena: Arena) -> Result<()> {
+        let base = arena.base;
         // Executable from the start and never writable: a process may have
         // forbidden itself to gain executable memory (PR_SET_MDWE).
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         let args = [base, CODE_BYTES, rx, flags as u64, u64::MAX, 0];
         self.call_at(insn, "mmap of our code", libc::SYS_mmap, args)?;
-        poke(self.tid, base, INTERPRETER.code())?;
-        Ok(arena)
+        let mut page = INTERPRETER.code().to_vec();
+        page.resize(ARENA_LEN_AT, 0);
+        page.extend_from_slice(&arena.len.to_le_bytes());
+        Ok(poke(self.tid, base, &page)?)
     }
 
     /// Unmaps an arena with the `syscall` instruction at `insn`.
@@ -187,23 +210,33 @@ impl Tracee {
     }
 
     /// Runs a program to its end.
+    ///
+    /// Were we killed meanwhile, the task would die behind it.
     pub fn run(&self, arena: Arena, program: &Program) -> Result<Outcome> {
-        let (outcome, births) = self.run_with_births(arena, program)?;
+        self.run_homeward(arena, program, 0)
+    }
+
+    /// The same for a task that, once it is let go, goes on at `home`.
+    pub fn run_homeward(&self, arena: Arena, program: &Program, home: u64) -> Result<Outcome> {
+        let (outcome, births) = self.execute(arena, program, home)?;
         debug_assert!(births.is_empty());
         Ok(outcome)
     }
 
     /// Runs a program; tasks it creates are attached and left stopped.
-    ///
-    /// A program longer than the arena is run in pieces.
     pub fn run_with_births(&self, arena: Arena, program: &Program) -> Result<(Outcome, Births)> {
+        self.execute(arena, program, 0)
+    }
+
+    /// A program longer than the arena is run in pieces.
+    fn execute(&self, arena: Arena, program: &Program, home: u64) -> Result<(Outcome, Births)> {
         let mut births = Vec::new();
-        let data_at = arena.base + HEAD_BYTES;
+        let data_at = arena.base + CODE_BYTES;
         let data_len = program.data.len().next_multiple_of(8) as u64;
         let table_at = data_at + data_len;
         let room = arena.end().saturating_sub(table_at) as usize / ENTRY_BYTES;
         if room < 2 {
-            let have = (arena.len - HEAD_BYTES) as usize;
+            let have = (arena.len - CODE_BYTES) as usize;
             return Err(RemoteError::TooLarge {
                 tid: self.tid,
                 need: program.data.len(),
@@ -233,10 +266,7 @@ impl Tracee {
             let (start, bytes) = whole(is_first, &table, &data);
             let len = bytes.len();
             write_memory(self.tid, &[Span { start, len }], &bytes)?;
-            ptrace::set_regs(
-                self.tid,
-                &arch::point_at(&regs, arena.base, table_at, arena.frame()),
-            )?;
+            ptrace::set_regs(self.tid, &arch::point_at(&regs, arena.base, table_at, home))?;
             self.go(arena, &mut births)?;
 
             let stopped_at = (ptrace::get_regs(self.tid)?.r12 - table_at) as usize / ENTRY_BYTES;
@@ -410,7 +440,7 @@ fn results_in(table: &[u8]) -> impl Iterator<Item = i64> + '_ {
 }
 
 /// Writes into memory that is not writable for the task itself.
-fn poke(tid: i32, at: u64, bytes: &[u8]) -> SysResult<()> {
+pub(super) fn poke(tid: i32, at: u64, bytes: &[u8]) -> SysResult<()> {
     use std::os::unix::fs::FileExt;
     let path = format!("/proc/{tid}/mem");
     let open = std::fs::OpenOptions::new().write(true).open(&path);
@@ -440,58 +470,4 @@ fn read_vdso(tid: i32, start: u64, text: &mut [u8]) -> SysResult<()> {
         }],
         text,
     )
-}
-
-/// Registers that are put back when the guard is told to.
-#[derive(Debug)]
-pub struct SavedRegs {
-    tid: i32,
-    regs: Regs,
-    sigmask: u64,
-    dispatch: Option<RcrDispatch>,
-}
-
-impl SavedRegs {
-    /// Remembers registers and signal mask.
-    pub fn take(tid: i32) -> SysResult<Self> {
-        Ok(Self {
-            tid,
-            regs: ptrace::get_regs(tid)?,
-            sigmask: ptrace::get_sigmask(tid)?,
-            dispatch: ptrace::syscall_dispatch(tid)?.filter(|d| d.mode != 0),
-        })
-    }
-
-    /// Where its system calls go, unless to the kernel.
-    pub fn dispatch(&self) -> Option<&RcrDispatch> {
-        self.dispatch.as_ref()
-    }
-
-    /// Blocks every signal, until they are put back; system calls go to the
-    /// kernel as long.
-    pub fn block_signals(&self) -> SysResult<()> {
-        if self.dispatch.is_some() {
-            ptrace::set_syscall_dispatch(self.tid, &RcrDispatch::default())?;
-        }
-        ptrace::set_sigmask(self.tid, arch::REMOTE_SIGMASK)
-    }
-
-    /// The registers as they were.
-    pub fn regs(&self) -> &Regs {
-        &self.regs
-    }
-
-    /// The signal mask as it was.
-    pub fn sigmask(&self) -> u64 {
-        self.sigmask
-    }
-
-    /// Puts all back.
-    pub fn put_back(&self) -> SysResult<()> {
-        if let Some(d) = &self.dispatch {
-            ptrace::set_syscall_dispatch(self.tid, d)?;
-        }
-        ptrace::set_regs(self.tid, &self.regs)?;
-        ptrace::set_sigmask(self.tid, self.sigmask)
-    }
 }

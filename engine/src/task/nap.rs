@@ -147,7 +147,7 @@ pub fn restore(
     let Some(left) = nap.left_ns else {
         return Ok(None);
     };
-    let at = arena.frame();
+    let at = arena.scratch();
     let words = [left.div_euclid(SECOND), left.rem_euclid(SECOND)];
     let span = Span { start: at, len: 16 };
     write_memory(tid, &[span], &words.map(i64::to_le_bytes).concat())?;

@@ -5,8 +5,8 @@
 //! allowed to. Then it sends itself [`DONE_SIGNAL`], asking for its own ids
 //! first, which are others in a PID namespace: its tracer sees that and
 //! takes it from there. Should the tracer be gone, the signal is ignored, as it
-//! is by default, and rt_sigreturn(2) brings back the registers of the frame at
-//! `r14`. It uses no stack and no memory but these.
+//! is by default, and `r14` leads to where it came from (`way_back`). It uses no
+//! stack and no memory but these.
 //!
 //! The signal carries [`DONE_CODE`] and [`DONE_SENDER`], as nobody else's does.
 //! Where it cannot be had, since it is pending already, the tracer stops at
@@ -80,10 +80,7 @@ global_asm!(
     "mov eax, {send}",
     "syscall",
     "rcr_interpreter_done:",
-    "mov rsp, r14",
-    "mov eax, 15",
-    "syscall",
-    "hlt",
+    "jmp r14",
     ".p2align 3",
     // siginfo_t: number, errno, code, padding, sender.
     "8:",

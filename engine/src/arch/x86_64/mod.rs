@@ -1,13 +1,13 @@
 //! x86-64: the interpreter, registers, the vDSO.
 
-mod frame;
 mod interpreter;
 mod regs;
+mod way_back;
 pub mod xstate;
 
-pub use frame::{FRAME_BYTES_MAX, return_frame};
 pub use interpreter::{
     DONE_CODE, DONE_SENDER, DONE_SIGNAL, ENTRY_BYTES, Entry, INTERPRETER, LISTENING_SIGMASK,
     REMOTE_SIGMASK, STOP_ON_ERROR, SYSCALL_INSN,
 };
 pub use regs::{interrupted_call, point_at, restart_syscall, set_call};
+pub use way_back::WayBack;

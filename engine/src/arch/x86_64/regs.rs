@@ -6,19 +6,19 @@ use crate::sys::ptrace::Regs;
 /// when the kernel is going to restart its system call.
 const ERESTARTSYS: i64 = 512;
 /// The flag by which a program has every instruction of it trap.
-const TRAP_FLAG: u64 = 1 << 8;
+pub(super) const TRAP_FLAG: u64 = 1 << 8;
 const ERESTARTNOINTR: i64 = 513;
 const ERESTARTNOHAND: i64 = 514;
 const ERESTART_RESTARTBLOCK: i64 = 516;
 
-/// Lets the task continue at `ip` with `r12` = `table` and `r14` = `frame`.
+/// Lets the task continue at `ip` with `r12` = `table` and `r14` = `way_back`.
 ///
 /// `orig_rax` is cleared: else a pending syscall restart would rewind `ip`.
-pub fn point_at(regs: &Regs, ip: u64, table: u64, frame: u64) -> Regs {
+pub fn point_at(regs: &Regs, ip: u64, table: u64, way_back: u64) -> Regs {
     Regs {
         rip: ip,
         r12: table,
-        r14: frame,
+        r14: way_back,
         orig_rax: u64::MAX,
         eflags: regs.eflags & !TRAP_FLAG,
         ..*regs
