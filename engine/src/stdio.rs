@@ -31,7 +31,7 @@ struct Visit {
 
 impl Visit {
     fn stop(pid: i32) -> Result<Self, DumpError> {
-        ptrace::seize(pid, ptrace::O_SUSPEND_SECCOMP)?;
+        ptrace::seize(pid, ptrace::O_VISIT)?;
         let visit = Self { pid };
         ptrace::interrupt(pid)?;
         loop {

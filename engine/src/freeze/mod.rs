@@ -273,7 +273,7 @@ pub fn freeze_within(tree: &Tree, patience: Duration) -> Result<Frozen, FreezeEr
 
 /// Attaches to a task and asks it to stop; whether it was there.
 fn seize(tid: i32, process: &Process, traced: &mut BTreeSet<i32>) -> Result<bool, FreezeError> {
-    match ptrace::seize(tid, ptrace::O_SUSPEND_SECCOMP) {
+    match ptrace::seize(tid, ptrace::O_VISIT) {
         Ok(()) => {
             traced.insert(tid);
         }

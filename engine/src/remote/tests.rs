@@ -21,7 +21,7 @@ impl Target {
         while std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap() != "sleep\n" {
             std::thread::yield_now();
         }
-        ptrace::seize(tid, 0).unwrap();
+        ptrace::seize(tid, libc::PTRACE_O_TRACESYSGOOD).unwrap();
         ptrace::interrupt(tid).unwrap();
         assert_eq!(ptrace::wait(tid).unwrap(), Stop::Stopped(libc::SIGTRAP));
         let vdso = Vdso::find(&maps::read(tid).unwrap()).unwrap();

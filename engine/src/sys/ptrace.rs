@@ -16,9 +16,17 @@ pub type Regs = libc::user_regs_struct;
 
 /// `PTRACE_O_SUSPEND_SECCOMP` (linux/ptrace.h); needs CAP_SYS_ADMIN.
 pub const O_SUSPEND_SECCOMP: i32 = 1 << 21;
+/// What a running program is worked with. Stops at calls carry a number that is
+/// no signal (`PTRACE_O_TRACESYSGOOD`): a task whose tracer dies before it has
+/// taken note of such a stop sends itself what it carries (ptrace_report_syscall
+/// in the kernel), and would die of SIGTRAP.
+pub const O_VISIT: i32 = O_SUSPEND_SECCOMP | libc::PTRACE_O_TRACESYSGOOD;
 /// Stop and attach children made by fork, vfork and clone.
 pub const O_TRACE_CHILDREN: i32 =
     libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACECLONE;
+
+/// What `PTRACE_O_TRACESYSGOOD` adds to SIGTRAP.
+const CALL_MARK: i32 = 0x80;
 
 const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
@@ -347,7 +355,8 @@ pub fn seccomp_filter(tid: i32, index: usize) -> SysResult<Option<(Vec<libc::soc
 /// How a traced task was found by [`wait`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// It was about to get this signal.
+    /// It was about to get this signal; SIGTRAP also stands for the entry or exit
+    /// of a system call.
     Signal(i32),
     /// A `PTRACE_EVENT_*` other than STOP.
     Event(i32),
@@ -387,7 +396,7 @@ fn wait_with(tid: i32, options: i32) -> SysResult<Option<Stop>> {
     }
     let signal = libc::WSTOPSIG(status);
     Ok(Some(match status >> 16 {
-        0 => Stop::Signal(signal),
+        0 => Stop::Signal(signal & !CALL_MARK),
         libc::PTRACE_EVENT_STOP => Stop::Stopped(signal),
         event => Stop::Event(event),
     }))
