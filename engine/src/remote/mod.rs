@@ -16,4 +16,5 @@ mod tracee;
 pub use footpath::{Footpath, left_behind};
 pub use program::{Arg, DataRef, OnError, Op, OpId, Outcome, Program};
 pub use saved::SavedRegs;
+pub(crate) use tracee::Halt;
 pub use tracee::{Arena, Births, RemoteError, Tracee, find_syscall};

@@ -151,3 +151,46 @@ fn a_stop_is_put_off() {
     let stop = ptrace::wait(target.tracee.tid).unwrap();
     assert_eq!(stop, Stop::Signal(libc::SIGSTOP));
 }
+
+#[test]
+fn whatever_others_send_meanwhile_waits() {
+    const REALTIME: i32 = 40;
+    const CALLS: usize = 300;
+    let target = Target::new();
+    let tid = target.tracee.tid;
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let (sent, got) = std::thread::scope(|scope| {
+        let storm = scope.spawn(|| {
+            let mut sent = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                for signal in [libc::SIGURG, libc::SIGCONT, libc::SIGTERM, libc::SIGSEGV] {
+                    // SAFETY: numbers only.
+                    unsafe { libc::kill(tid, signal) };
+                }
+                // SAFETY: numbers only.
+                if sent < 200 && unsafe { libc::kill(tid, REALTIME) } == 0 {
+                    sent += 1;
+                }
+            }
+            sent
+        });
+        let mut got = Vec::new();
+        for _ in 0..CALLS {
+            // As a task that was never told to block anything.
+            ptrace::set_sigmask(tid, 0).unwrap();
+            let insn = target.arena.syscall_insn();
+            got.push(target.tracee.call_at(insn, "id", libc::SYS_gettid, [0; 6]));
+            ptrace::set_sigmask(tid, arch::REMOTE_SIGMASK).unwrap();
+            target.run(|_| {});
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        (storm.join().unwrap(), got)
+    });
+    assert!(got.into_iter().all(|id| id.unwrap() == i64::from(tid)));
+    let queue = [target.pending(false), target.pending(true)].concat();
+    let of = |signal: i32| queue.iter().filter(|s| s[0] == signal).count();
+    assert_eq!(of(REALTIME), sent);
+    for signal in [libc::SIGURG, libc::SIGTERM, libc::SIGSEGV] {
+        assert!((1..=2).contains(&of(signal)), "{signal}: {queue:?}");
+    }
+}

@@ -133,26 +133,48 @@ impl Tracee {
     /// die of it.
     fn finish_call(&self, what: &str) -> Result<i64> {
         let mut halt = Halt::default();
-        let mut stops = 0;
-        while stops < 2 {
-            ptrace::to_syscall(self.tid, 0)?;
-            match ptrace::wait(self.tid)? {
-                Stop::Signal(libc::SIGTRAP) => stops += 1,
-                Stop::Signal(libc::SIGSTOP) => halt.note(self.tid),
-                Stop::Stopped(_) => {}
-                Stop::Gone(status) => {
-                    let tid = self.tid;
-                    return Err(RemoteError::Gone { tid, status });
-                }
-                stop => return Err(self.strayed(stop)),
-            }
-        }
+        self.to_call(&mut halt)?;
+        self.to_call(&mut halt)?;
         drop(halt);
         let rax = ptrace::get_regs(self.tid)?.rax as i64;
         if (-4095..0).contains(&rax) {
             return Err(self.failed(what, rax));
         }
         Ok(rax)
+    }
+
+    /// To the next entry or exit of a system call, whatever is sent meanwhile.
+    pub(crate) fn to_call(&self, halt: &mut Halt) -> Result<()> {
+        let tid = self.tid;
+        let mut signal = 0;
+        loop {
+            ptrace::to_syscall(tid, signal)?;
+            signal = 0;
+            match ptrace::wait(tid)? {
+                Stop::Signal(libc::SIGTRAP) => return Ok(()),
+                Stop::Signal(s) => signal = self.put_off(s, arch::REMOTE_SIGMASK, halt)?,
+                // Woken by SIGCONT.
+                Stop::Stopped(_) => {}
+                Stop::Gone(status) => return Err(RemoteError::Gone { tid, status }),
+                stop @ Stop::Event(_) => return Err(self.strayed(stop)),
+            }
+        }
+    }
+
+    /// Somebody else's signal has stopped the task: it waits until the task is
+    /// let go. Gives what to go on with: delivered while `mask` blocks it, a
+    /// signal is queued again as it was (ptrace_signal in the kernel).
+    fn put_off(&self, signal: i32, mask: u64, halt: &mut Halt) -> Result<i32> {
+        if signal == libc::SIGSTOP {
+            // Nothing can block it.
+            halt.note(self.tid);
+            return Ok(0);
+        }
+        if is_fault(&ptrace::signal_info(self.tid)?) {
+            return Err(self.strayed(Stop::Signal(signal)));
+        }
+        ptrace::set_sigmask(self.tid, mask)?;
+        Ok(signal)
     }
 
     fn failed(&self, what: &str, result: i64) -> RemoteError {
@@ -328,7 +350,13 @@ impl Tracee {
                         break;
                     }
                 }
-                Stop::Signal(libc::SIGSTOP) => halt.note(tid),
+                Stop::Signal(s) => {
+                    let mask = match listening {
+                        true => arch::LISTENING_SIGMASK,
+                        false => arch::REMOTE_SIGMASK,
+                    };
+                    signal = self.put_off(s, mask, &mut halt)?;
+                }
                 // Woken by SIGCONT.
                 Stop::Stopped(_) => {}
                 Stop::Event(
@@ -362,11 +390,11 @@ impl Tracee {
 
 /// A task was told to stop while it worked for us; nothing can block that. It
 /// is told again when this is dropped, and stops when it is let go.
-#[derive(Default)]
-struct Halt(Option<i32>);
+#[derive(Debug, Default)]
+pub(crate) struct Halt(Option<i32>);
 
 impl Halt {
-    fn note(&mut self, tid: i32) {
+    pub(crate) fn note(&mut self, tid: i32) {
         self.0 = Some(tid);
     }
 }
@@ -388,6 +416,20 @@ fn word(info: &RawSiginfo, at: usize) -> i32 {
 /// Whether a signal comes from the interpreter.
 fn is_ours(info: &RawSiginfo) -> bool {
     word(info, 8) == arch::DONE_CODE && word(info, 16) == arch::DONE_SENDER
+}
+
+/// Whether a signal comes from what the task itself has done.
+fn is_fault(info: &RawSiginfo) -> bool {
+    const FAULTS: [i32; 6] = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+    ];
+    // What others send has a code that is not above zero (sigaction(2)).
+    FAULTS.contains(&word(info, 0)) && word(info, 8) > 0
 }
 
 /// The program's data with addresses for pointers, its length a multiple of 8.

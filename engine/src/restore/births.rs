@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::freeze::kill_and_reap;
 use crate::memory::layout::find_gap;
 use crate::memory::vdso::Vdso;
 use crate::memory::{MemoryError, maps};
-use crate::remote::{Arena, Program, Tracee, find_syscall};
+use crate::remote::{Arena, Halt, Program, Tracee, find_syscall};
 use crate::sys::process::{CloneArgs, pidfd_open, spawn_waiting};
 use crate::sys::ptrace::{self, Stop};
 use crate::task::signals;
@@ -119,6 +119,7 @@ pub fn bear(
         made,
         memory,
         birth,
+        lifeline: pidfd.as_fd(),
         born: BTreeMap::new(),
         inner_ghosts: Vec::new(),
         kept: RefCell::default(),
@@ -143,6 +144,8 @@ struct Nursery<'a, 'm, 'f> {
     made: &'a mut Made,
     memory: &'a mut Memory<'m, 'f>,
     birth: Birth,
+    /// A pidfd of ours.
+    lifeline: BorrowedFd<'a>,
     born: BTreeMap<i32, Birth>,
     /// Stand-ins for dead session leaders that are children of the tree:
     /// parent and session.
@@ -402,7 +405,7 @@ impl Nursery<'_, '_, '_> {
             false => 0,
         };
         loop {
-            let spawn = || spawn_waiting(&ids, flags, fd, self.options.sibling);
+            let spawn = || spawn_waiting(&ids, flags, fd, self.options.sibling, self.lifeline);
             let spawned = pids
                 .among(spawn)
                 .map_err(RestoreError::io("PID namespace"))?;
@@ -421,21 +424,24 @@ impl Nursery<'_, '_, '_> {
     }
 
     fn attach(&self, pid: i32) -> Result<(), RestoreError> {
-        ptrace::seize(pid, ptrace::O_SUSPEND_SECCOMP | ptrace::O_TRACE_CHILDREN)?;
+        ptrace::seize(pid, ptrace::O_RAISE)?;
         ptrace::interrupt(pid)?;
         let tracee = Tracee { tid: pid };
+        let mut halt = Halt::default();
         loop {
             match ptrace::wait(pid)? {
                 Stop::Stopped(_) => break,
-                // Meant for whoever had this id; nobody has it yet.
-                Stop::Signal(_) => ptrace::cont(pid, 0)?,
+                // The one that can be neither blocked nor taken back.
+                Stop::Signal(libc::SIGSTOP) => {
+                    halt.note(pid);
+                    ptrace::cont(pid, 0)?;
+                }
                 stop => {
                     let what = format!("did not come up: {stop:?}");
                     return Err(RestoreError::Tree { pid, what });
                 }
             }
         }
-        ptrace::set_sigmask(pid, arch::REMOTE_SIGMASK)?;
         let text = &self.birth.vdso.text;
         let insn = find_syscall(pid, Some((text.start, text.end)))?;
         tracee.map_arena(insn, Some(self.birth.arena.base), self.birth.arena.len)?;

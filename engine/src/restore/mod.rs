@@ -215,6 +215,13 @@ impl Restored {
                 ptrace::set_sigmask(t.tid, t.core.blk_sigset.unwrap_or(live.tc.blk_sigset))?;
             }
         }
+        // Nothing is left to be done for them: from here on they live without us.
+        // Were we killed in between, some would, and some would not.
+        for (p, live) in self.images.live() {
+            for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
+                ptrace::set_options(t.tid, ptrace::O_VISIT)?;
+            }
+        }
         for (p, live) in self.images.live() {
             if p.ext.stop_signal != 0 {
                 let first = live.threads.iter().find(|t| p.lives(t.tid));

@@ -10,7 +10,7 @@ use crate::arch;
 use crate::image::schema::SeccompMode;
 use crate::memory::policy;
 use crate::namespace::pid::Places;
-use crate::remote::{Program, RemoteError, Tracee};
+use crate::remote::{Halt, Program, RemoteError, Tracee};
 use crate::sys::process::CloneArgs;
 use crate::sys::ptrace::{self, Stop};
 use crate::task::{creds, knobs, seccomp, signals};
@@ -250,7 +250,9 @@ pub fn end_again(pid: i32, status: i32, birth: &Birth) -> Result<(), RestoreErro
             prog.call(libc::SYS_prctl, "let it leave no core", &args);
             tracee.run(birth.arena, &prog)?;
         }
-        ptrace::set_sigmask(pid, 0)?;
+        // What others send is not what ended it.
+        let awaited = 1 << (signal as i32 - 1);
+        ptrace::set_sigmask(pid, arch::REMOTE_SIGMASK & !awaited)?;
         nix::sys::signal::kill(target, signal)
             .map_err(|e| RestoreError::io(format!("zombie {pid}"))(e.into()))?;
         // A kill wakes a stopped task, other signals do not.
@@ -259,7 +261,7 @@ pub fn end_again(pid: i32, status: i32, birth: &Birth) -> Result<(), RestoreErro
         }
         loop {
             match ptrace::wait(pid)? {
-                Stop::Signal(s) => ptrace::cont(pid, s)?,
+                Stop::Signal(s) if s == signal as i32 => ptrace::cont(pid, s)?,
                 Stop::Gone(_) => return Ok(()),
                 _ => ptrace::cont(pid, 0)?,
             }
@@ -294,14 +296,11 @@ pub fn end_leader(
     let code = libc::WEXITSTATUS(status) as u64;
     let call = arch::set_call(&regs, insn, libc::SYS_exit, [code, 0, 0, 0, 0, 0]);
     ptrace::set_regs(pid, &call)?;
-    // What is pending for the process is for those that live on.
-    let pending = live.tc.signals_s.as_ref();
-    let mask = match pending.is_none_or(|q| q.signals.is_empty()) {
-        true => live.threads[0].core.blk_sigset.unwrap_or(0),
-        false => u64::MAX,
-    };
-    ptrace::set_sigmask(pid, mask)?;
-    // Its tracer is told of its end only when all threads have ended.
+    let mut halt = Halt::default();
+    Tracee { tid: pid }.to_call(&mut halt)?;
+    ptrace::set_sigmask(pid, live.threads[0].core.blk_sigset.unwrap_or(0))?;
+    // Its tracer is told of its end only when all threads have ended. Once in the
+    // call it takes no signal any more.
     ptrace::detach(pid, 0)?;
     let end = std::time::Instant::now() + END_PATIENCE;
     while !crate::tree::thread_is_dead(pid, pid) {

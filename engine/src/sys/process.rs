@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::ffi::c_void;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::{SysError, SysResult};
 
@@ -66,7 +66,9 @@ impl CloneArgs {
 }
 
 /// Makes a child that only waits to be traced, with the wanted ids, those of
-/// the innermost PID namespace first; `flags` are `CLONE_NEW*`.
+/// the innermost PID namespace first; `flags` are `CLONE_NEW*`. It blocks every
+/// signal, so that what is sent to its id waits for what becomes of it. It ends
+/// when we do, or another process behind `lifeline`, a pidfd.
 ///
 /// With `sibling` the child belongs to our own parent. The calling process
 /// must have a single thread: the child is a fork of it.
@@ -75,6 +77,7 @@ pub fn spawn_waiting(
     flags: u64,
     cgroup: Option<RawFd>,
     sibling: bool,
+    lifeline: BorrowedFd<'_>,
 ) -> SysResult<i32> {
     let mut args = CloneArgs {
         flags,
@@ -91,16 +94,41 @@ pub fn spawn_waiting(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd as u64;
     }
+    let mask = swap_sigmask(!0)?;
     // SAFETY: `args` and `set_tid` live across the call. No CLONE_VM: the child
-    // gets a copy of our memory and does nothing with it but pause.
+    // gets a copy of our memory and does nothing with it but wait.
     let r = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    match r {
-        0 => loop {
-            // SAFETY: pause(2) takes no arguments.
-            unsafe { libc::pause() };
-        },
+    let made = match r {
+        0 => {
+            let mut end = libc::pollfd {
+                fd: lifeline.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: a live pollfd; the process ends without running
+            // destructors that are its parent's.
+            unsafe {
+                while libc::poll(&mut end, 1, -1) < 1 {}
+                libc::_exit(1)
+            }
+        }
         r if r < 0 => Err(SysError::last("clone3", format!("pid {set_tid:?}"))),
         r => Ok(r as i32),
+    };
+    swap_sigmask(mask)?;
+    made
+}
+
+/// Sets the signals that the calling thread blocks, those of the libc included;
+/// gives those of before.
+fn swap_sigmask(mask: u64) -> SysResult<u64> {
+    let mut before = 0_u64;
+    let (new, old) = (&raw const mask, &raw mut before);
+    // SAFETY: both point to live masks of the eight bytes that are announced.
+    let r = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, new, old, 8) };
+    match r {
+        0 => Ok(before),
+        _ => Err(SysError::last("rt_sigprocmask", "own thread")),
     }
 }
 

@@ -25,6 +25,10 @@ pub const O_VISIT: i32 = O_SUSPEND_SECCOMP | libc::PTRACE_O_TRACESYSGOOD;
 pub const O_TRACE_CHILDREN: i32 =
     libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACECLONE;
 
+/// What a task is made with that is not complete before it is let go: should we
+/// be killed, it ends (`PTRACE_O_EXITKILL`), and so do those it has made.
+pub const O_RAISE: i32 = O_VISIT | O_TRACE_CHILDREN | libc::PTRACE_O_EXITKILL;
+
 /// What `PTRACE_O_TRACESYSGOOD` adds to SIGTRAP.
 const CALL_MARK: i32 = 0x80;
 
@@ -81,6 +85,19 @@ pub fn to_syscall(tid: i32, signal: i32) -> SysResult<()> {
 /// Runs one instruction.
 pub fn single_step(tid: i32) -> SysResult<()> {
     request(libc::PTRACE_SINGLESTEP, "PTRACE_SINGLESTEP", tid, 0, 0).map(drop)
+}
+
+/// Sets what a stopped task is traced with.
+pub fn set_options(tid: i32, options: i32) -> SysResult<()> {
+    let options = options as usize;
+    request(
+        libc::PTRACE_SETOPTIONS,
+        "PTRACE_SETOPTIONS",
+        tid,
+        0,
+        options,
+    )
+    .map(drop)
 }
 
 /// Ends tracing; the task goes on, with `signal` delivered (0: none).

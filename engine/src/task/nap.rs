@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::arch;
 use crate::ext::RcrNap;
-use crate::remote::{Arena, RemoteError};
+use crate::remote::{Arena, Halt, RemoteError, Tracee};
 use crate::sys::process::{Span, clock_ns, read_memory, write_memory};
 use crate::sys::ptrace::{self, Regs, Stop};
 use crate::sys::text;
@@ -167,20 +167,15 @@ pub fn restore(
         tid,
         &arch::set_call(&now, arena.syscall_insn(), nap.call, args),
     )?;
-    loop {
-        ptrace::to_syscall(tid, 0)?;
-        match ptrace::wait(tid)? {
-            Stop::Signal(libc::SIGTRAP) => break,
-            // SIGCONT wakes a task once.
-            Stop::Stopped(_) => {}
-            stop => return Err(unexpected(tid, stop)),
-        }
-    }
+    let mut halt = Halt::default();
+    Tracee { tid }.to_call(&mut halt)?;
     // At the call's entry: it is interrupted as soon as it waits.
     ptrace::interrupt(tid)?;
     ptrace::cont(tid, 0)?;
     match ptrace::wait(tid)? {
         Stop::Stopped(libc::SIGTRAP) => {}
+        // Interrupted by what cannot be blocked.
+        Stop::Signal(libc::SIGSTOP) => halt.note(tid),
         stop => return Err(unexpected(tid, stop)),
     }
     let interrupted = ptrace::get_regs(tid)?.rax as i64 == RESTART_BLOCK;

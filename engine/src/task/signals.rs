@@ -4,6 +4,7 @@ use crate::image::schema::{SaEntry, SiginfoEntry, SignalQueueEntry, ThreadSasEnt
 use crate::remote::{DataRef, Outcome, Program};
 use crate::sys::SysResult;
 use crate::sys::ptrace;
+use crate::sys::text;
 
 /// Bytes of the kernel's `struct sigaction` and of its mask.
 const SIGACTION_BYTES: usize = 32;
@@ -49,9 +50,17 @@ pub fn parse_actions(outcome: &Outcome, refs: &[DataRef]) -> Vec<SaEntry> {
         .collect()
 }
 
-/// Sets every disposition.
+/// Sets every disposition, in a process that has ours.
+///
+/// Not of a signal that is ignored by default, where it is already: to set that
+/// throws away what has been sent meanwhile, also to who blocks it and waits.
 pub fn restore_actions(p: &mut Program, actions: &[SaEntry]) {
+    let changed = own_actions();
     for (signal, a) in settable().zip(actions) {
+        let default = [a.sigaction, a.flags, a.mask] == [0; 3];
+        if IGNORED.contains(&signal) && default && changed >> (signal - 1) & 1 == 0 {
+            continue;
+        }
         let words = [a.sigaction, a.flags, a.restorer, a.mask];
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let action = p.bytes(&bytes);
@@ -60,6 +69,25 @@ pub fn restore_actions(p: &mut Program, actions: &[SaEntry]) {
             format!("set the disposition of signal {signal}"),
             &[signal.into(), action.into(), 0.into(), MASK_BYTES.into()],
         );
+    }
+}
+
+/// Ignored by default (signal(7)).
+const IGNORED: [i32; 4] = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
+
+/// The signals that we ourselves ignore or handle (`SigIgn` and `SigCgt` of
+/// proc_pid_status(5)); all, where that cannot be told.
+fn own_actions() -> u64 {
+    let Ok(status) = text::read_string("/proc/self/status") else {
+        return !0;
+    };
+    let mask = |key: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(key));
+        line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok())
+    };
+    match (mask("SigIgn:"), mask("SigCgt:")) {
+        (Some(ignored), Some(caught)) => ignored | caught,
+        _ => !0,
     }
 }
 

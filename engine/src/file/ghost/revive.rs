@@ -21,7 +21,7 @@ use crate::image::schema::{
 };
 use crate::image::{ImageError, ImageReader, ImageSource, Kind, get_reader, names};
 use crate::sys::SysError;
-use crate::sys::process::spawn_waiting;
+use crate::sys::process::{pidfd_open, spawn_waiting};
 
 /// Files without a name, opened as often as needed.
 #[derive(Debug, Default)]
@@ -105,7 +105,8 @@ fn of_a_dead_process(
         sys::open_in_root(root, &path, flags, 0)
     };
     // Under its old number, unless that is taken.
-    let fd = match spawn_waiting(&[pid as i32], 0, None, false) {
+    let me = pidfd_open(std::process::id() as i32)?;
+    let fd = match spawn_waiting(&[pid as i32], 0, None, false, me.as_fd()) {
         Ok(child) => {
             let fd = open(child);
             kill_and_reap(&[child]);
