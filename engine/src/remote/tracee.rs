@@ -334,10 +334,13 @@ impl Tracee {
                     }
                     // Delivered while it is blocked, it is queued again as it
                     // was (ptrace_signal in the kernel). Ours may have been
-                    // dropped for it, as one of a kind is enough.
+                    // dropped for it, as one of a kind is enough; and behind the
+                    // call that shows the end it would not be seen any more.
                     (listening, signal) = (false, arch::DONE_SIGNAL);
                     let mut regs = ptrace::get_regs(tid)?;
-                    if regs.rip == arena.base + INTERPRETER.done_offset() {
+                    let ended = arena.base + INTERPRETER.ended_offset();
+                    let done = arena.base + INTERPRETER.done_offset();
+                    if (ended..=done).contains(&regs.rip) {
                         regs.rip = arena.base + INTERPRETER.last_offset();
                         ptrace::set_regs(tid, &regs)?;
                     }

@@ -185,7 +185,8 @@ impl Restored {
         for (p, live) in self.images.live() {
             let (arena, _) = self.ways_out[&p.pid];
             for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
-                let saved = arch::restart_syscall(&registers::load(&t.info.gpregs));
+                let call = t.ext.nap.as_ref().map(|n| n.call);
+                let saved = arch::make_again(&registers::load(&t.info.gpregs), call);
                 let again = match &t.ext.nap {
                     Some(n) => nap::restore(t.tid, arena, &saved, n)?,
                     None => None,

@@ -29,7 +29,7 @@ const FUTEX_COMMAND: u64 = 127;
 #[derive(Debug, Default)]
 pub struct Naps {
     since: BTreeMap<i32, i64>,
-    /// The call a thread is really in, where the kernel has restarted it.
+    /// The call a thread is really in, should the kernel restart it.
     calls: BTreeMap<i32, i64>,
     /// When all stood still.
     pub now: i64,
@@ -60,9 +60,8 @@ impl Naps {
                     _ => None,
                 };
                 let Some(real) = real else { continue };
-                if real != call {
-                    out.calls.insert(tid, real);
-                }
+                // Also where it has not been restarted: it may be, until it stops.
+                out.calls.insert(tid, real);
                 let cpu = Stat::read(tid).map(|s| s.number(39) as usize);
                 let ran = read("sched").ok().as_deref().and_then(last_ran);
                 if let (Ok(cpu), Some(ran)) = (cpu, ran) {

@@ -64,6 +64,25 @@ pub fn restart_syscall(regs: &Regs) -> Regs {
     r
 }
 
+/// The same in a task that has never made the call, which is told by `call`
+/// where the kernel was to go on with it by restart_syscall(2): there is nothing
+/// there to go on with. One that is not known has been interrupted, which the
+/// calls that are restarted like this may be at any time.
+pub fn make_again(regs: &Regs, call: Option<i64>) -> Regs {
+    let mut r = restart_syscall(regs);
+    if r.rip == regs.rip || r.rax as i64 != libc::SYS_restart_syscall {
+        return r;
+    }
+    match call {
+        Some(call) => r.rax = call as u64,
+        None => {
+            r.rip = regs.rip;
+            r.rax = -i64::from(libc::EINTR) as u64;
+        }
+    }
+    r
+}
+
 /// Registers about to make a call by [`restart_syscall`], as the kernel leaves
 /// them when the call was interrupted with `result`.
 pub fn interrupted_call(regs: &Regs, nr: i64, result: i64) -> Regs {
@@ -94,6 +113,21 @@ mod tests {
         };
         let n = restart_syscall(&r);
         assert_eq!((n.rip, n.rax, n.orig_rax), (0x1000, 232, u64::MAX));
+    }
+
+    #[test]
+    fn nobody_else_can_go_on_with_a_restarted_call() {
+        let r = Regs {
+            rip: 0x1002,
+            orig_rax: libc::SYS_restart_syscall as u64,
+            rax: (-ERESTART_RESTARTBLOCK) as u64,
+            ..regs()
+        };
+        let known = make_again(&r, Some(libc::SYS_poll));
+        assert_eq!((known.rip, known.rax), (0x1000, libc::SYS_poll as u64));
+        let unknown = make_again(&r, None);
+        assert_eq!((unknown.rip, unknown.rax as i64), (0x1002, -4));
+        assert_eq!(unknown.orig_rax, u64::MAX);
     }
 
     #[test]
