@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::error::{BuildError, Stop, refuse};
@@ -117,13 +118,15 @@ pub(crate) fn whereabouts(file: &Examined<'_>) -> Result<Whereabouts, Stop> {
             .strip_prefix(prefix)
             .map(|p| if p.is_empty() { "/" } else { p }),
     };
-    if inside.is_some_and(|p| is_there(task_root.as_fd(), p, file.stat)) {
+    if let Some(p) = inside
+        && is_there(task_root.as_fd(), p, file.stat)?
+    {
         return Ok(Whereabouts::Named {
             name: file.link.to_owned(),
             mnt_ns: file.task.mnt_ns,
         });
     }
-    if file.task.mnt_ns != 0 && is_there(open_dir("/")?.as_fd(), file.link, file.stat) {
+    if file.task.mnt_ns != 0 && is_there(open_dir("/")?.as_fd(), file.link, file.stat)? {
         return Ok(Whereabouts::Named {
             name: file.link.to_owned(),
             mnt_ns: 0,
@@ -154,15 +157,18 @@ pub(crate) fn open_dir(path: &str) -> Result<OwnedFd, SysError> {
     open(path, flags, nix::sys::stat::Mode::empty()).map_err(|e| SysError::new("open", path, e))
 }
 
-fn is_there(root: BorrowedFd<'_>, name: &str, wanted: &FileStat) -> bool {
+fn is_there(root: BorrowedFd<'_>, name: &str, wanted: &FileStat) -> Result<bool, SysError> {
     let Ok(path) = CString::new(name) else {
-        return false;
+        return Ok(false);
     };
-    let found = sys::open_in_root(root, &path, libc::O_PATH | libc::O_NOFOLLOW, 0);
-    found
-        .ok()
-        .and_then(|fd| fstat(fd).ok())
-        .is_some_and(|s| (s.st_dev, s.st_ino) == (wanted.st_dev, wanted.st_ino))
+    match sys::open_in_root(root, &path, libc::O_PATH | libc::O_NOFOLLOW, 0) {
+        Ok(fd) => {
+            Ok(fstat(fd).is_ok_and(|s| (s.st_dev, s.st_ino) == (wanted.st_dev, wanted.st_ino)))
+        }
+        // This says something about us and nothing about the file.
+        Err(e) if matches!(e.errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => Err(e),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Opens the file anew in `root`, at its old offset.
