@@ -17,8 +17,8 @@ use super::{ImageSink, ImageSource};
 #[derive(Debug)]
 pub struct DirSink {
     dir: PathBuf,
-    /// The directory is of our making.
-    made: bool,
+    /// The directories that are of our making, outermost first.
+    made: Vec<PathBuf>,
     written: Vec<PathBuf>,
     maps: Vec<Mapping>,
 }
@@ -27,7 +27,10 @@ impl DirSink {
     /// Stores into `dir`, which is made if it does not exist.
     pub fn create(dir: impl Into<PathBuf>) -> io::Result<Self> {
         let dir = dir.into();
-        let made = !dir.exists();
+        let missing = dir.ancestors().take_while(|d| !d.exists());
+        let mut made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        made.retain(|d| !d.as_os_str().is_empty());
+        made.reverse();
         fs::create_dir_all(&dir)?;
         Ok(Self {
             dir,
@@ -44,17 +47,20 @@ impl DirSink {
                 tracing::warn!("{}: {e}", path.display());
             }
         }
-        if self.made
-            && let Err(e) = fs::remove_dir(&self.dir)
-        {
-            tracing::warn!("{}: {e}", self.dir.display());
+        for dir in self.made.iter().rev() {
+            if let Err(e) = fs::remove_dir(dir) {
+                tracing::warn!("{}: {e}", dir.display());
+            }
         }
     }
 
     /// Names the images that these refer to: the path, relative to `dir` or
     /// absolute, becomes the symlink that readers follow.
     pub fn set_parent(&mut self, parent: &Path) -> io::Result<()> {
-        std::os::unix::fs::symlink(parent, self.dir.join(DirSource::PARENT))
+        let link = self.dir.join(DirSource::PARENT);
+        std::os::unix::fs::symlink(parent, &link)?;
+        self.written.push(link);
+        Ok(())
     }
 
     fn file(&mut self, name: &str) -> io::Result<File> {
@@ -187,8 +193,12 @@ mod tests {
         let at = dir.path().join("images");
         let mut sink = DirSink::create(&at).unwrap();
         sink.put("a.img", b"1").unwrap();
+        sink.set_parent(dir.path()).unwrap();
         sink.discard();
         assert!(!at.exists());
+        let deep = DirSink::create(dir.path().join("b/c/d")).unwrap();
+        deep.discard();
+        assert!(!dir.path().join("b").exists());
         let mut sink = DirSink::create(dir.path()).unwrap();
         sink.put("a.img", b"1").unwrap();
         std::fs::write(dir.path().join("theirs"), "").unwrap();
