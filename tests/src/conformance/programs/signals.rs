@@ -363,7 +363,12 @@ fn storm(stage: &Stage) -> Result<Check> {
     let plain = SigHandler::Handler(count);
     let action = SigAction::new(plain, SaFlags::SA_RESTART, SigSet::empty());
     set(Signal::SIGURG, action)?;
-    let asleep = thread::spawn(|| thread::sleep(std::time::Duration::from_secs(3600)));
+    let (begin, begun) = mpsc::channel();
+    let asleep = thread::spawn(move || {
+        let _ = begin.send(());
+        thread::sleep(std::time::Duration::from_secs(3600));
+    });
+    begun.recv()?;
     Ok(Box::new(move |f| {
         let before = counted(Signal::SIGURG);
         while counted(Signal::SIGURG) == before {
