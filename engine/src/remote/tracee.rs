@@ -133,8 +133,8 @@ impl Tracee {
     /// die of it.
     fn finish_call(&self, what: &str) -> Result<i64> {
         let mut halt = Halt::default();
-        self.to_call(&mut halt)?;
-        self.to_call(&mut halt)?;
+        self.reach_call(&mut halt)?;
+        self.reach_call(&mut halt)?;
         drop(halt);
         let rax = ptrace::get_regs(self.tid)?.rax as i64;
         if (-4095..0).contains(&rax) {
@@ -144,7 +144,7 @@ impl Tracee {
     }
 
     /// To the next entry or exit of a system call, whatever is sent meanwhile.
-    pub(crate) fn to_call(&self, halt: &mut Halt) -> Result<()> {
+    pub(crate) fn reach_call(&self, halt: &mut Halt) -> Result<()> {
         let tid = self.tid;
         let mut signal = 0;
         loop {

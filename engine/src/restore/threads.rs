@@ -297,7 +297,7 @@ pub fn end_leader(
     let call = arch::set_call(&regs, insn, libc::SYS_exit, [code, 0, 0, 0, 0, 0]);
     ptrace::set_regs(pid, &call)?;
     let mut halt = Halt::default();
-    Tracee { tid: pid }.to_call(&mut halt)?;
+    Tracee { tid: pid }.reach_call(&mut halt)?;
     ptrace::set_sigmask(pid, live.threads[0].core.blk_sigset.unwrap_or(0))?;
     // Its tracer is told of its end only when all threads have ended. Once in the
     // call it takes no signal any more.

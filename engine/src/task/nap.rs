@@ -167,7 +167,7 @@ pub fn restore(
         &arch::set_call(&now, arena.syscall_insn(), nap.call, args),
     )?;
     let mut halt = Halt::default();
-    Tracee { tid }.to_call(&mut halt)?;
+    Tracee { tid }.reach_call(&mut halt)?;
     // At the call's entry: it is interrupted as soon as it waits.
     ptrace::interrupt(tid)?;
     ptrace::cont(tid, 0)?;
