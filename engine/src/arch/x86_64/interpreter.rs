@@ -17,6 +17,8 @@ use std::arch::global_asm;
 global_asm!(
     ".pushsection .rodata",
     ".global rcr_interpreter_start",
+    ".global rcr_interpreter_last",
+    ".global rcr_interpreter_ended",
     ".global rcr_interpreter_done",
     ".global rcr_interpreter_end",
     ".p2align 4",
