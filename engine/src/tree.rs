@@ -42,11 +42,14 @@ pub struct Process {
 impl Process {
     /// Reads one process; `None` when it is gone.
     pub fn read(pid: i32) -> io::Result<Option<Self>> {
-        let tids = match list_tids(pid) {
-            Ok(t) => t,
-            Err(e) if is_gone(&e) => return Ok(None),
-            Err(e) => return Err(e),
-        };
+        match list_tids(pid) {
+            Ok(tids) => Self::with_threads(pid, tids),
+            Err(e) if is_gone(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn with_threads(pid: i32, tids: Vec<i32>) -> io::Result<Option<Self>> {
         let stat = match text::read(format!("/proc/{pid}/stat")) {
             Ok(s) => s,
             Err(e) if is_gone(&e) => return Ok(None),
@@ -156,15 +159,27 @@ pub(crate) fn thread_is_dead(pid: i32, tid: i32) -> bool {
 fn is_kernels(pid: i32, tid: i32) -> bool {
     /// `PF_IO_WORKER` and `PF_USER_WORKER` (linux/sched.h).
     const WORKER: u64 = 0x10 | 0x4000;
-    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    let stat = text::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
     Stat::parse(&stat).is_some_and(|s| s.number(9) & WORKER != 0)
 }
 
 /// Thread ids of a process, the leader first.
 pub fn list_tids(pid: i32) -> io::Result<Vec<i32>> {
+    list_tids_knowing(pid, &BTreeSet::new())
+}
+
+/// As [`list_tids`]; of the threads in `known`, nobody has to be asked whether
+/// they are the kernel's own.
+fn list_tids_knowing(pid: i32, known: &BTreeSet<i32>) -> io::Result<Vec<i32>> {
+    let mut tids = list_all_tids(pid)?;
+    tids.retain(|&tid| tid == pid || known.contains(&tid) || !is_kernels(pid, tid));
+    Ok(tids)
+}
+
+/// As [`list_tids`], with the kernel's own.
+pub(crate) fn list_all_tids(pid: i32) -> io::Result<Vec<i32>> {
     let mut tids: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))?
         .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|&tid| tid == pid || !is_kernels(pid, tid))
         .collect();
     tids.sort_by_key(|&t| (t != pid, t));
     Ok(tids)
@@ -181,17 +196,31 @@ impl Tree {
 
     /// The processes in the tree right now, parents before children.
     pub fn scan(&self) -> io::Result<Vec<Process>> {
-        let pids = match self {
+        self.scan_knowing(&BTreeSet::new())
+    }
+
+    /// As [`Tree::scan`]; the threads in `known` are certainly not the kernel's
+    /// own, for instance because they are traced.
+    pub(crate) fn scan_knowing(&self, known: &BTreeSet<i32>) -> io::Result<Vec<Process>> {
+        let members = match self {
             Tree::Cgroup(dir) => {
                 let mut pids = BTreeSet::new();
                 cgroup_pids(dir, &mut pids)?;
-                pids
+                let mut members = BTreeMap::new();
+                for pid in pids {
+                    match list_tids_knowing(pid, known) {
+                        Ok(tids) => drop(members.insert(pid, tids)),
+                        Err(e) if is_gone(&e) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                members
             }
-            Tree::Root(pid) => descendants(*pid)?,
+            Tree::Root(pid) => descendants(*pid, known)?,
         };
         let mut found = BTreeMap::new();
-        for pid in pids {
-            if let Some(p) = Process::read(pid)? {
+        for (pid, tids) in members {
+            if let Some(p) = Process::with_threads(pid, tids)? {
                 found.insert(pid, p);
             }
         }
@@ -215,30 +244,27 @@ fn cgroup_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> io::Result<()> {
     Ok(())
 }
 
-fn descendants(root: i32) -> io::Result<BTreeSet<i32>> {
-    let mut all = BTreeSet::from([root]);
+/// A process and all below it, each with its threads.
+fn descendants(root: i32, known: &BTreeSet<i32>) -> io::Result<BTreeMap<i32, Vec<i32>>> {
+    let mut all = BTreeMap::new();
     let mut todo = vec![root];
     while let Some(pid) = todo.pop() {
-        let tids = match list_tids(pid) {
+        let tids = match list_tids_knowing(pid, known) {
             Ok(t) => t,
             Err(e) if is_gone(&e) && pid != root => continue,
             Err(e) => return Err(e),
         };
-        for tid in tids {
+        for tid in &tids {
             let children = match text::read_string(format!("/proc/{pid}/task/{tid}/children")) {
                 Ok(c) => c,
                 Err(e) if is_gone(&e) => continue,
                 Err(e) => return Err(e),
             };
-            for child in children
-                .split_ascii_whitespace()
-                .filter_map(|w| w.parse().ok())
-            {
-                if all.insert(child) {
-                    todo.push(child);
-                }
-            }
+            let children = children.split_ascii_whitespace();
+            todo.extend(children.filter_map(|w| w.parse::<i32>().ok()));
         }
+        all.insert(pid, tids);
+        todo.retain(|pid| !all.contains_key(pid));
     }
     Ok(all)
 }

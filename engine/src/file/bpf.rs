@@ -89,7 +89,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, maps: &mut Maps) -> R
         maps.content.insert(map_id, read(&map, &entry)?);
     }
     saved.entry.r#type = FdTypes::Bpfmap.into();
-    saved.entry.bpf = Some(entry);
+    saved.entry.bpf = Some(Box::new(entry));
     Ok(())
 }
 

@@ -224,7 +224,7 @@ impl<'a> FileBuilder<'a> {
     /// before the first file is.
     pub fn without_network(&mut self) -> Result<(), FileError> {
         let sockets = self.entries.values().filter_map(|e| {
-            let isk = e.isk.as_ref()?;
+            let isk = e.isk.as_deref()?;
             let extra = self.extras.get(&e.id).map(Rc::as_ref);
             let closed = extra
                 .and_then(|x| x.socket.as_ref())

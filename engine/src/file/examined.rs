@@ -7,9 +7,11 @@ use nix::sys::stat::FileStat;
 use super::error::Stop;
 use super::fdinfo::FdInfo;
 use super::record::RcrFile;
+use super::reg::TaskRoot;
 use super::sys;
 use super::{FilePolicy, TaskFiles};
 use crate::image::schema::{FdTypes, FileEntry, FownEntry};
+use crate::sys::SysResult;
 
 /// All that can be seen of a file without touching it.
 pub(crate) struct Examined<'a> {
@@ -21,6 +23,38 @@ pub(crate) struct Examined<'a> {
     pub link: &'a str,
     pub task: &'a TaskFiles<'a>,
     pub policy: &'a FilePolicy,
+    /// What is known of it already; `None`: nothing.
+    pub early: Option<Early>,
+}
+
+/// What can be asked about a file while others are looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Early {
+    filesystem: Option<i64>,
+    owner: Option<sys::Owner>,
+    /// The task finds it under the name that it was opened by.
+    pub named: bool,
+}
+
+impl Early {
+    /// Asks what most kinds of files need.
+    pub(crate) fn of(
+        fd: BorrowedFd<'_>,
+        info: &FdInfo,
+        stat: &FileStat,
+        link: &str,
+        root: Option<&TaskRoot>,
+    ) -> SysResult<Self> {
+        let is_path = info.flags & libc::O_PATH as u32 != 0;
+        let opened = link.starts_with('/');
+        let root = root.filter(|_| opened);
+        let named = root.map(|r| r.has(link, stat)).transpose()?;
+        Ok(Self {
+            filesystem: opened.then(|| sys::filesystem(fd)).transpose()?,
+            owner: (!is_path).then(|| sys::owner(fd)).transpose()?,
+            named: named.unwrap_or(false),
+        })
+    }
 }
 
 impl Examined<'_> {
@@ -42,11 +76,22 @@ impl Examined<'_> {
         self.stat.st_mode & libc::S_IFMT
     }
 
+    /// Filesystem type magic.
+    pub(crate) fn filesystem(&self) -> SysResult<i64> {
+        match self.early.and_then(|e| e.filesystem) {
+            Some(known) => Ok(known),
+            None => sys::filesystem(self.fd),
+        }
+    }
+
     pub(crate) fn fown(&self) -> Result<FownEntry, Stop> {
         if self.is_path() {
             return Ok(FownEntry::default());
         }
-        let o = sys::owner(self.fd)?;
+        let o = match self.early.and_then(|e| e.owner) {
+            Some(known) => known,
+            None => sys::owner(self.fd)?,
+        };
         Ok(FownEntry {
             uid: o.uid,
             euid: o.euid,

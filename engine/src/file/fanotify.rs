@@ -90,14 +90,14 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved) -> Result<Nameless, S
         );
     }
     saved.entry.r#type = FdTypes::Fanotify.into();
-    saved.entry.ffy = Some(FanotifyFileEntry {
+    saved.entry.ffy = Some(Box::new(FanotifyFileEntry {
         id,
         flags: file.flags(),
         fown: file.fown()?,
         faflags,
         evflags,
         mark: marks,
-    });
+    }));
     Ok(nameless)
 }
 

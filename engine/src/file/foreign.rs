@@ -50,7 +50,7 @@ impl FileBuilder<'_> {
                     fifo_flags: path.map(|r| r.flags),
                     fifo_fown: path.map(|r| r.fown),
                     epoll_targets: watched.unwrap_or_default(),
-                    socket,
+                    socket: socket.map(Box::new),
                     ..RcrFile::default()
                 };
                 self.extras.insert(slot.id, std::rc::Rc::new(extra));

@@ -65,12 +65,12 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved) -> Result<Nameless, S
         saved.extra.events_lost = Some(true);
     }
     saved.entry.r#type = FdTypes::Inotify.into();
-    saved.entry.ify = Some(InotifyFileEntry {
+    saved.entry.ify = Some(Box::new(InotifyFileEntry {
         id,
         flags: file.flags(),
         fown: file.fown()?,
         wd: watches,
-    });
+    }));
     Ok(nameless)
 }
 

@@ -187,8 +187,10 @@ impl FileBuilder<'_> {
         for (n, slot) in table.iter().enumerate() {
             let queue = self.extra(slot.id).and_then(|e| e.queue.as_ref());
             let notify = queue.and_then(|q| q.notify.as_ref());
-            let again = table[..n].iter().any(|s| s.id == slot.id);
-            if let Some(notify) = notify.filter(|t| t.pid == pid && !again) {
+            let Some(notify) = notify.filter(|t| t.pid == pid) else {
+                continue;
+            };
+            if !table[..n].iter().any(|s| s.id == slot.id) {
                 mqueue::ask(notify, slot.fd, program);
             }
         }
@@ -397,6 +399,10 @@ pub(crate) fn owner_mut<'a>(
 }
 
 fn set_owner(fown: &FownEntry, flags: u32, fd: u32, program: &mut Program) {
+    let is_async = flags & libc::O_ASYNC as u32 != 0;
+    if fown.pid == 0 && fown.signum == 0 && !is_async {
+        return;
+    }
     let (set_owner, set_signal) = sys::SET_OWNER;
     let fd_arg = Arg::Imm(fd.into());
     let what = format!("SIGIO owner of fd {fd}");
@@ -414,7 +420,7 @@ fn set_owner(fown: &FownEntry, flags: u32, fd: u32, program: &mut Program) {
         let args = [fd_arg, set_signal.into(), Arg::Imm(fown.signum.into())];
         program.call(libc::SYS_fcntl, what.clone(), &args);
     }
-    if flags & libc::O_ASYNC as u32 != 0 {
+    if is_async {
         let args = [fd_arg, libc::F_SETFL.into(), Arg::Imm(flags.into())];
         program.call(libc::SYS_fcntl, what, &args);
     }

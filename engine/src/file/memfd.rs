@@ -73,13 +73,13 @@ pub(crate) fn save(
         }
     };
     saved.entry.r#type = FdTypes::Memfd.into();
-    saved.entry.memfd = Some(MemfdFileEntry {
+    saved.entry.memfd = Some(Box::new(MemfdFileEntry {
         id: saved.entry.id,
         flags: file.flags(),
         pos: file.info.pos,
         fown: file.fown()?,
         inode_id: inode_id as u32,
-    });
+    }));
     Ok(())
 }
 

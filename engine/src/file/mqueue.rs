@@ -96,14 +96,14 @@ pub(crate) fn save(
         id,
         fown: file.fown()?,
     });
-    saved.extra.queue = Some(RcrQueue {
+    saved.extra.queue = Some(Box::new(RcrQueue {
         inode: file.stat.st_ino,
         flags: file.flags(),
         removed,
         pid: home(file)?,
         queue,
         notify: None,
-    });
+    }));
     Ok(())
 }
 

@@ -44,8 +44,8 @@ pub struct RcrFile {
     #[prost(bool, optional, tag = "8")]
     pub semaphore: Option<bool>,
     /// For sockets.
-    #[prost(message, optional, tag = "9")]
-    pub socket: Option<RcrSocket>,
+    #[prost(message, optional, boxed, tag = "9")]
+    pub socket: Option<Box<RcrSocket>>,
     /// `flock(2)` state: `LOCK_SH` or `LOCK_EX`.
     #[prost(uint32, optional, tag = "10")]
     pub flock: Option<u32>,
@@ -96,14 +96,14 @@ pub struct RcrFile {
     #[prost(uint32, optional, tag = "40")]
     pub net_ns: Option<u32>,
     /// For POSIX message queues.
-    #[prost(message, optional, tag = "71")]
-    pub queue: Option<RcrQueue>,
+    #[prost(message, optional, boxed, tag = "71")]
+    pub queue: Option<Box<RcrQueue>>,
     /// For io_urings.
-    #[prost(message, optional, tag = "70")]
-    pub uring: Option<RcrUring>,
+    #[prost(message, optional, boxed, tag = "70")]
+    pub uring: Option<Box<RcrUring>>,
     /// For terminals.
-    #[prost(message, optional, tag = "50")]
-    pub terminal: Option<RcrTerminal>,
+    #[prost(message, optional, boxed, tag = "50")]
+    pub terminal: Option<Box<RcrTerminal>>,
 }
 
 /// One end of a pseudo terminal.

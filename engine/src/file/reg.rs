@@ -105,21 +105,8 @@ pub(crate) fn whereabouts(file: &Examined<'_>) -> Result<Whereabouts, Stop> {
             "untag the unit",
         );
     }
-    let proc_root = format!("/proc/{}/root", file.task.voice);
-    let shown = std::fs::read_link(&proc_root)
-        .ok()
-        .and_then(|p| p.into_os_string().into_string().ok());
-    let task_root = open_dir(&proc_root)?;
-    // A task in a chroot sees its files below that directory.
-    let inside = match shown.as_deref() {
-        None | Some("/") => Some(file.link),
-        Some(prefix) => file
-            .link
-            .strip_prefix(prefix)
-            .map(|p| if p.is_empty() { "/" } else { p }),
-    };
-    if let Some(p) = inside
-        && is_there(task_root.as_fd(), p, file.stat)?
+    if file.early.is_some_and(|e| e.named)
+        || TaskRoot::open(file.task.voice)?.has(file.link, file.stat)?
     {
         return Ok(Whereabouts::Named {
             name: file.link.to_owned(),
@@ -149,6 +136,41 @@ pub(crate) fn whereabouts(file: &Examined<'_>) -> Result<Whereabouts, Stop> {
         "under this name the task sees another file or none",
         "restart the service so that it opens what is there now, or untag the unit",
     )
+}
+
+/// The root directory of a task.
+#[derive(Debug)]
+pub(crate) struct TaskRoot {
+    /// Where it lies as we see it.
+    shown: Option<String>,
+    dir: OwnedFd,
+}
+
+impl TaskRoot {
+    /// Opens that of a task.
+    pub(crate) fn open(voice: i32) -> Result<Self, SysError> {
+        let path = format!("/proc/{voice}/root");
+        let shown = std::fs::read_link(&path).ok();
+        Ok(Self {
+            shown: shown.and_then(|p| p.into_os_string().into_string().ok()),
+            dir: open_dir(&path)?,
+        })
+    }
+
+    /// Whether the task finds the file that `wanted` tells about by a link's name.
+    pub(crate) fn has(&self, link: &str, wanted: &FileStat) -> Result<bool, SysError> {
+        // A task in a chroot sees its files below that directory.
+        let inside = match self.shown.as_deref() {
+            None | Some("/") => Some(link),
+            Some(prefix) => link
+                .strip_prefix(prefix)
+                .map(|p| if p.is_empty() { "/" } else { p }),
+        };
+        match inside {
+            Some(p) => is_there(self.dir.as_fd(), p, wanted),
+            None => Ok(false),
+        }
+    }
 }
 
 pub(crate) fn open_dir(path: &str) -> Result<OwnedFd, SysError> {

@@ -241,6 +241,7 @@ fn name_of(fd: BorrowedFd<'_>, file: &Examined<'_>) -> SysResult<Place> {
         info: &info,
         stat: &stat,
         link: &link,
+        early: None,
         ..*file
     };
     Ok(match reg::whereabouts(&target) {

@@ -19,7 +19,7 @@ use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::text;
 use crate::task::nap::Naps;
-use crate::tree::{Process, Tree, list_tids, thread_is_dead};
+use crate::tree::{Process, Tree, list_all_tids, thread_is_dead};
 
 pub use cgroup::CgroupFreezer;
 use paused::Paused;
@@ -142,7 +142,7 @@ pub(crate) fn kill_and_reap(pids: &[i32]) {
     // A leader cannot be waited for before its threads are.
     let (mut in_turn, mut inits) = (Vec::new(), Vec::new());
     for &pid in pids {
-        let tids = list_tids(pid).unwrap_or_default();
+        let tids = list_all_tids(pid).unwrap_or_default();
         let threads = tids.into_iter().filter(|&t| t != pid);
         if crate::namespace::pid::is_init_below(pid) {
             inits.extend(threads.chain([pid]));
@@ -193,7 +193,12 @@ pub fn freeze(tree: &Tree) -> Result<Frozen, FreezeError> {
 
 /// Freezes a tree of which each task may take `patience` to stop.
 pub fn freeze_within(tree: &Tree, patience: Duration) -> Result<Frozen, FreezeError> {
-    let naps = Naps::note(tree).map_err(|source| FreezeError::Io {
+    let io_error = |source| FreezeError::Io {
+        what: "reading the process table".into(),
+        source,
+    };
+    let mut processes = tree.scan().map_err(io_error)?;
+    let naps = Naps::note(&processes).map_err(|source| FreezeError::Io {
         what: "looking at sleeping threads".into(),
         source,
     })?;
@@ -211,16 +216,10 @@ pub fn freeze_within(tree: &Tree, patience: Duration) -> Result<Frozen, FreezeEr
     // A task may fork or clone until it is stopped; when one whole look finds
     // nobody new, everybody is stopped.
     loop {
-        let io_error = |source| FreezeError::Io {
-            what: "reading the process table".into(),
-            source,
-        };
-        let processes = tree.scan().map_err(io_error)?;
         let mut grown = false;
         for p in processes.iter().filter(|p| !p.is_zombie()) {
-            let Ok(tids) = list_tids(p.pid) else { continue };
             let (mut stopping, mut failed) = (Vec::new(), None);
-            for tid in tids {
+            for &tid in &p.tids {
                 if frozen.traced.contains(&tid) || dead.contains(&tid) {
                     continue;
                 }
@@ -260,6 +259,7 @@ pub fn freeze_within(tree: &Tree, patience: Duration) -> Result<Frozen, FreezeEr
                 .collect();
             break;
         }
+        processes = tree.scan_knowing(&frozen.traced).map_err(io_error)?;
     }
     // Stopped by ptrace from here on; in a frozen cgroup they could not run
     // the programs we give them.

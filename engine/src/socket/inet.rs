@@ -43,7 +43,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
     let (level, name) = freebind_option(kind.domain);
     let freebind = int(level, name)? != 0;
     saved.entry.r#type = FdTypes::Inetsk.into();
-    saved.entry.isk = Some(InetSkEntry {
+    saved.entry.isk = Some(Box::new(InetSkEntry {
         id,
         ino: file.stat.st_ino as u32,
         family: kind.domain as u32,
@@ -81,7 +81,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         uid: Some(file.stat.st_uid),
         shutdown: (shutdown != SkShutdown::None).then_some(shutdown.into()),
         ..InetSkEntry::default()
-    });
+    }));
     let bound = src_port != 0 || local.get(4..).is_some_and(|_| !is_any(&local));
     let mut more = RcrSocket {
         local: bound.then_some(local),
@@ -103,7 +103,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         ..RcrSocket::default()
     };
     device::save(file.fd, &mut more, None)?;
-    saved.extra.socket = Some(more);
+    saved.extra.socket = Some(Box::new(more));
     Ok(())
 }
 
@@ -196,7 +196,7 @@ pub(super) fn bind_anyway(
 /// Makes the socket again.
 pub(crate) fn restore(isk: &InetSkEntry, extra: Option<&RcrFile>) -> Result<OwnedFd, BuildError> {
     let none = RcrSocket::default();
-    let more = extra.and_then(|e| e.socket.as_ref()).unwrap_or(&none);
+    let more = extra.and_then(|e| e.socket.as_deref()).unwrap_or(&none);
     let kind = Kind {
         domain: isk.family as i32,
         kind: isk.r#type as i32,

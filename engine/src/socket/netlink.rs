@@ -58,7 +58,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         }
     }
     saved.entry.r#type = FdTypes::Netlinksk.into();
-    saved.entry.nlsk = Some(NetlinkSkEntry {
+    saved.entry.nlsk = Some(Box::new(NetlinkSkEntry {
         id: saved.entry.id,
         ino: file.stat.st_ino as u32,
         protocol: kind.protocol as u32,
@@ -71,8 +71,8 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         fown: file.fown()?,
         opts: opts::entry(file.fd)?,
         ns_id: None,
-    });
-    saved.extra.socket = Some(RcrSocket {
+    }));
+    saved.extra.socket = Some(Box::new(RcrSocket {
         options,
         uid: Some(file.stat.st_uid),
         gid: Some(file.stat.st_gid),
@@ -80,7 +80,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         peer: None,
         local: Some(kind.kind.to_ne_bytes().to_vec()),
         ..RcrSocket::default()
-    });
+    }));
     Ok(())
 }
 
@@ -106,7 +106,7 @@ fn port(address: &[u8]) -> u32 {
 /// Makes the socket again, under its old port.
 pub(crate) fn restore(nl: &NetlinkSkEntry, extra: Option<&RcrFile>) -> Result<OwnedFd, BuildError> {
     let none = RcrSocket::default();
-    let more = extra.and_then(|e| e.socket.as_ref()).unwrap_or(&none);
+    let more = extra.and_then(|e| e.socket.as_deref()).unwrap_or(&none);
     let kind = more
         .local
         .as_deref()

@@ -73,7 +73,7 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         }
     }
     saved.entry.r#type = FdTypes::Packetsk.into();
-    saved.entry.psk = Some(PacketSockEntry {
+    saved.entry.psk = Some(Box::new(PacketSockEntry {
         id: saved.entry.id,
         r#type: kind.kind as u32,
         protocol: protocol.into(),
@@ -94,15 +94,15 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, kind: Kind) -> Result
         rx_ring: None,
         tx_ring: None,
         ns_id: None,
-    });
+    }));
     let mut more = RcrSocket {
         options,
         uid: Some(file.stat.st_uid),
         gid: Some(file.stat.st_gid),
         ..RcrSocket::default()
     };
-    device::save(file.fd, &mut more, saved.entry.psk.as_mut())?;
-    saved.extra.socket = Some(more);
+    device::save(file.fd, &mut more, saved.entry.psk.as_deref_mut())?;
+    saved.extra.socket = Some(Box::new(more));
     Ok(())
 }
 
@@ -154,7 +154,7 @@ pub(crate) fn restore(
     extra: Option<&RcrFile>,
 ) -> Result<OwnedFd, BuildError> {
     let none = RcrSocket::default();
-    let more = extra.and_then(|e| e.socket.as_ref()).unwrap_or(&none);
+    let more = extra.and_then(|e| e.socket.as_deref()).unwrap_or(&none);
     let fd = sys::socket(libc::AF_PACKET, psk.r#type as i32, 0)?;
     super::set_owner(fd.as_fd(), more.uid, more.gid)?;
     opts::restore(fd.as_fd(), &more.options, &psk.opts)?;

@@ -99,7 +99,7 @@ pub(crate) fn save(
         more.fate = Some(Fate::Journal.into());
     }
     saved.entry.r#type = FdTypes::Unixsk.into();
-    saved.entry.usk = Some(UnixSkEntry {
+    saved.entry.usk = Some(Box::new(UnixSkEntry {
         id: saved.entry.id,
         ino,
         r#type: kind.kind as u32,
@@ -120,8 +120,8 @@ pub(crate) fn save(
         file_perms: perms,
         deleted: more.deleted,
         ..UnixSkEntry::default()
-    });
-    saved.extra.socket = Some(more);
+    }));
+    saved.extra.socket = Some(Box::new(more));
     Ok(())
 }
 
@@ -157,6 +157,7 @@ fn path_of(file: &Examined<'_>) -> Result<BoundAt, Stop> {
         fd: fd.as_fd(),
         stat: &stat,
         link: &link,
+        early: None,
         ..*file
     };
     let (path, mnt_ns, deleted) = match whereabouts(&as_file)? {

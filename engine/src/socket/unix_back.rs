@@ -47,7 +47,9 @@ static PLAIN: RcrSocket = RcrSocket {
 
 impl<'a> Record<'a> {
     pub(crate) fn more(&self) -> &'a RcrSocket {
-        self.extra.and_then(|e| e.socket.as_ref()).unwrap_or(&PLAIN)
+        self.extra
+            .and_then(|e| e.socket.as_deref())
+            .unwrap_or(&PLAIN)
     }
 
     fn kind(&self) -> i32 {

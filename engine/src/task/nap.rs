@@ -18,7 +18,7 @@ use crate::remote::{Arena, Halt, RemoteError, Tracee};
 use crate::sys::process::{Span, clock_ns, read_memory, write_memory};
 use crate::sys::ptrace::{self, Regs, Stop};
 use crate::sys::text;
-use crate::tree::{Stat, Tree};
+use crate::tree::{Process, Stat};
 
 const SECOND: i64 = 1_000_000_000;
 /// `ERESTART_RESTARTBLOCK` (linux/errno.h).
@@ -36,15 +36,15 @@ pub struct Naps {
 }
 
 impl Naps {
-    /// Looks at all threads of a tree before anything wakes them: what they
-    /// wait in, and when they ran last.
+    /// Looks at all threads before anything wakes them: what they wait in, and
+    /// when they ran last.
     ///
     /// Nothing here is needed for a correct restore; where the kernel does not
     /// tell, a sleep starts over with its whole timeout.
-    pub fn note(tree: &Tree) -> io::Result<Self> {
+    pub fn note(processes: &[Process]) -> io::Result<Self> {
         let mut out = Self::default();
         let mut asleep: Vec<(i32, usize, i64)> = Vec::new();
-        for p in tree.scan()? {
+        for p in processes {
             for &tid in &p.tids {
                 let dir = format!("/proc/{}/task/{tid}", p.pid);
                 let read = |file: &str| text::read_string(format!("{dir}/{file}"));
@@ -281,7 +281,8 @@ mod tests {
             std::thread::yield_now();
         }
         let before = clock_ns(libc::CLOCK_MONOTONIC);
-        let naps = Naps::note(&Tree::Root(std::process::id() as i32)).unwrap();
+        let me = crate::Tree::Root(std::process::id() as i32);
+        let naps = Naps::note(&me.scan().unwrap()).unwrap();
         let since = naps.since[&tid];
         // It fell asleep before we looked; the clocks are read one after the other.
         assert!(since <= before + 20_000_000, "{since} {before}");

@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use crate::image::schema::{UserX86FpregsEntry, UserX86XsaveEntry};
 
@@ -26,9 +27,18 @@ const OPMASK: u32 = 5;
 const ZMM_UPPER: u32 = 6;
 const HI16_ZMM: u32 = 7;
 const PKRU: u32 = 9;
+/// More than the highest of them.
+const COMPONENTS: usize = 10;
 
 /// Where a component lies; `None`: this processor has none.
 fn place(component: u32) -> Option<Range<usize>> {
+    // Asked once: in a virtual machine each CPUID is an exit.
+    static PLACES: LazyLock<[Option<Range<usize>>; COMPONENTS]> =
+        LazyLock::new(|| std::array::from_fn(|component| ask_place(component as u32)));
+    PLACES.get(component as usize)?.clone()
+}
+
+fn ask_place(component: u32) -> Option<Range<usize>> {
     const XSAVE_LEAF: u32 = 0xd;
     let r = __cpuid_count(XSAVE_LEAF, component);
     let (offset, size) = (r.ebx as usize, r.eax as usize);

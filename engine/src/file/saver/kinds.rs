@@ -5,7 +5,7 @@ use super::super::examined::{Examined, Found, Saved};
 use super::super::fdinfo::FdInfo;
 use super::super::reg::{self, Whereabouts};
 use super::super::{
-    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, mqueue, nsfd, pidfd, pipe, signalfd, sys,
+    bpf, epoll, eventfd, fanotify, ghost, inotify, memfd, mqueue, nsfd, pidfd, pipe, signalfd,
     timerfd, tty, uring,
 };
 use super::{FileError, FileSaver};
@@ -79,7 +79,7 @@ impl FileSaver {
         if file.is_path() {
             return self.save_by_path(file, saved);
         }
-        if file.format() == libc::S_IFREG && sys::filesystem(file.fd)? == MQUEUE_MAGIC {
+        if file.format() == libc::S_IFREG && file.filesystem()? == MQUEUE_MAGIC {
             return mqueue::save(file, saved, &mut self.window, &mut self.queues);
         }
         match file.format() {
@@ -108,10 +108,10 @@ impl FileSaver {
 
     fn save_by_path(&mut self, file: &Examined<'_>, saved: &mut Saved) -> Result<(), Stop> {
         // As kernels show them that have a file system of processes.
-        if file.info.pid.is_some() && sys::filesystem(file.fd)? == PIDFS_MAGIC {
+        if file.info.pid.is_some() && file.filesystem()? == PIDFS_MAGIC {
             return pidfd::save(file, saved);
         }
-        if !file.is_path() && sys::filesystem(file.fd)? == NSFS_MAGIC {
+        if !file.is_path() && file.filesystem()? == NSFS_MAGIC {
             return nsfd::save(file, saved);
         }
         if let Some(kind) = special_filesystem(file)? {
@@ -156,7 +156,7 @@ impl FileSaver {
 /// Files of kernel-internal filesystems that look like regular ones.
 fn special_filesystem(file: &Examined<'_>) -> SysResult<Option<&'static str>> {
     // linux/magic.h
-    Ok(match sys::filesystem(file.fd)? {
+    Ok(match file.filesystem()? {
         NSFS_MAGIC => Some("namespace descriptor"),
         PIDFS_MAGIC => Some("pidfd"),
         0x5345_434d => Some("secret memory"),

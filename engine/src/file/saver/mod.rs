@@ -1,6 +1,7 @@
 //! Saving: descriptor tables become records.
 
 mod kinds;
+mod look;
 mod settle;
 mod under_way;
 
@@ -28,8 +29,8 @@ use crate::socket::home::Homes;
 use crate::socket::{tcp, unix};
 use crate::sys::SysError;
 use crate::sys::kernel::Window;
-use crate::sys::text;
 use crate::{OutsidePeer, Refusal};
+use look::Look;
 use under_way::Holder;
 
 /// Collects the open files of a tree.
@@ -136,8 +137,9 @@ impl FileSaver {
         };
         self.holders.insert(task.pid, holder);
         let mut table = Vec::new();
-        for fd in self.descriptor_numbers(task)? {
-            match self.save_fd(task, fd) {
+        let numbers = self.descriptor_numbers(task)?;
+        for (&fd, look) in numbers.iter().zip(look::all(task, &numbers)?) {
+            match look.and_then(|look| self.save_fd(task, fd, look)) {
                 Ok(entry) => table.extend(entry),
                 // A running task may close it meanwhile.
                 Err(e) if !self.policy.payload && is_gone(&e) => {}
@@ -159,18 +161,24 @@ impl FileSaver {
         Ok(numbers)
     }
 
-    fn save_fd(&mut self, task: &TaskFiles<'_>, fd: u32) -> Result<Option<FdinfoEntry>, FileError> {
-        let object = format!("fd {fd}");
+    fn save_fd(
+        &mut self,
+        task: &TaskFiles<'_>,
+        fd: u32,
+        look: Look,
+    ) -> Result<Option<FdinfoEntry>, FileError> {
         let failed = |source| FileError::Task {
             pid: task.pid,
-            object: object.clone(),
+            object: format!("fd {fd}"),
             source,
         };
-        let dup = sys::pidfd_getfd(task.pidfd, fd as i32).map_err(failed)?;
-        let stat = fstat(&dup).map_err(|e| failed(SysError::new("fstat", &object, e)))?;
-        let path = format!("/proc/{}/fdinfo/{fd}", task.voice);
-        let text = text::read_string(&path).map_err(|e| proc(task, &path, e))?;
-        let info = FdInfo::parse(&text).map_err(|e| proc(task, &path, e))?;
+        let Look {
+            dup,
+            stat,
+            info,
+            link,
+            early,
+        } = look;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let slot = Slot { pid: task.pid, fd };
         let inode = (stat.st_dev, stat.st_ino);
@@ -184,9 +192,6 @@ impl FileSaver {
                 id
             }
             None => {
-                let path = format!("/proc/{}/fd/{fd}", task.voice);
-                let link = std::fs::read_link(&path).map_err(|e| proc(task, &path, e))?;
-                let link = link.to_string_lossy().into_owned();
                 let policy = self.policy;
                 let file = Examined {
                     fd: dup.as_fd(),
@@ -195,6 +200,7 @@ impl FileSaver {
                     link: &link,
                     task,
                     policy: &policy,
+                    early: Some(early),
                 };
                 let found = found(task, format!("fd {fd} ({link})"), inode);
                 let Some(id) = self.examine(&file, found)? else {
@@ -271,6 +277,7 @@ impl FileSaver {
             link: &link,
             task,
             policy: &policy,
+            early: None,
         };
         let found = found(task, format!("{what} ({link})"), inode);
         let Some(id) = self.examine(&file, found)? else {

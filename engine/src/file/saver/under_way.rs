@@ -190,6 +190,7 @@ impl FileSaver {
             link: &link,
             task: &task,
             policy: &policy,
+            early: None,
         };
         let through = self.files.get(&socket).map(|s| s.found.object.clone());
         let object = format!("{link} on its way through {}", through.unwrap_or_default());

@@ -200,6 +200,14 @@ pub(crate) fn owner(fd: BorrowedFd<'_>) -> SysResult<Owner> {
     let signal = unsafe { libc::fcntl(raw, F_GETSIG) };
     done("fcntl(F_GETSIG)", raw, signal.into())?;
     let mut uids = [0u32; 2];
+    if ex[1] == 0 {
+        // On nobody's behalf.
+        return Ok(Owner {
+            kind: ex[0],
+            signal,
+            ..Owner::default()
+        });
+    }
     // SAFETY: the call writes two uid_t, alive across the call.
     let r = unsafe { libc::fcntl(raw, F_GETOWNER_UIDS, uids.as_mut_ptr()) };
     done("fcntl(F_GETOWNER_UIDS)", raw, r.into())?;

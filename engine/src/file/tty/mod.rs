@@ -98,20 +98,20 @@ pub(crate) fn save(file: &Examined<'_>, saved: &mut Saved, path: &mut Saved) -> 
     });
     path.extra.mnt_ns = Some(mnt_ns);
     saved.entry.r#type = FdTypes::Tty.into();
-    saved.entry.tty = Some(TtyFileEntry {
+    saved.entry.tty = Some(Box::new(TtyFileEntry {
         id: saved.entry.id,
         // Given when all ends are known.
         tty_info_id: 0,
         flags: file.flags(),
         fown: file.fown()?,
         regf_id: Some(path.entry.id),
-    });
-    saved.extra.terminal = Some(RcrTerminal {
+    }));
+    saved.extra.terminal = Some(Box::new(RcrTerminal {
         instance,
         index,
         end: end.into(),
         ..RcrTerminal::default()
-    });
+    }));
     Ok(())
 }
 
@@ -415,7 +415,7 @@ fn open_peer(master: BorrowedFd<'_>, locked: bool) -> SysResult<std::os::fd::Own
 fn terminals(files: &BTreeMap<u32, Saved>) -> impl Iterator<Item = (u32, &RcrTerminal)> {
     files
         .iter()
-        .filter_map(|(id, s)| Some((*id, s.extra.terminal.as_ref()?)))
+        .filter_map(|(id, s)| Some((*id, s.extra.terminal.as_deref()?)))
 }
 
 fn set_info(files: &mut BTreeMap<u32, Saved>, id: u32, info: u32) {

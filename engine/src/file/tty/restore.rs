@@ -69,7 +69,7 @@ impl TerminalsBack {
 
 impl FileBuilder<'_> {
     fn terminal(&self, id: u32) -> Option<RcrTerminal> {
-        let own = self.extra(id).and_then(|e| e.terminal.clone());
+        let own = self.extra(id).and_then(|e| e.terminal.as_deref().cloned());
         own.or_else(|| self.terminals.derive(self.entry(id)?))
     }
 

@@ -70,7 +70,7 @@ pub(crate) fn save(
     if file.fown()?.pid != 0 {
         return refuse(KIND, "its signals go to a process", ADVICE);
     }
-    saved.extra.uring = Some(ring);
+    saved.extra.uring = Some(Box::new(ring));
     rings.found.insert(saved.entry.id, pointers);
     Ok(())
 }

@@ -60,42 +60,42 @@ pub struct FileEntry {
     pub id: u32,
     #[prost(message, optional, tag = "3")]
     pub reg: Option<RegFileEntry>,
-    #[prost(message, optional, tag = "4")]
-    pub isk: Option<InetSkEntry>,
+    #[prost(message, optional, boxed, tag = "4")]
+    pub isk: Option<Box<InetSkEntry>>,
     #[prost(message, optional, tag = "5")]
     pub nsf: Option<NsFileEntry>,
-    #[prost(message, optional, tag = "6")]
-    pub psk: Option<PacketSockEntry>,
-    #[prost(message, optional, tag = "7")]
-    pub nlsk: Option<NetlinkSkEntry>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub psk: Option<Box<PacketSockEntry>>,
+    #[prost(message, optional, boxed, tag = "7")]
+    pub nlsk: Option<Box<NetlinkSkEntry>>,
     #[prost(message, optional, tag = "8")]
     pub efd: Option<EventfdFileEntry>,
     #[prost(message, optional, tag = "9")]
     pub epfd: Option<EventpollFileEntry>,
     #[prost(message, optional, tag = "10")]
     pub sgfd: Option<SignalfdEntry>,
-    #[prost(message, optional, tag = "11")]
-    pub tunf: Option<TunfileEntry>,
+    #[prost(message, optional, boxed, tag = "11")]
+    pub tunf: Option<Box<TunfileEntry>>,
     #[prost(message, optional, tag = "12")]
     pub tfd: Option<TimerfdEntry>,
-    #[prost(message, optional, tag = "13")]
-    pub ify: Option<InotifyFileEntry>,
-    #[prost(message, optional, tag = "14")]
-    pub ffy: Option<FanotifyFileEntry>,
+    #[prost(message, optional, boxed, tag = "13")]
+    pub ify: Option<Box<InotifyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "14")]
+    pub ffy: Option<Box<FanotifyFileEntry>>,
     #[prost(message, optional, tag = "15")]
     pub ext: Option<ExtFileEntry>,
-    #[prost(message, optional, tag = "16")]
-    pub usk: Option<UnixSkEntry>,
+    #[prost(message, optional, boxed, tag = "16")]
+    pub usk: Option<Box<UnixSkEntry>>,
     #[prost(message, optional, tag = "17")]
     pub fifo: Option<FifoEntry>,
     #[prost(message, optional, tag = "18")]
     pub pipe: Option<PipeEntry>,
-    #[prost(message, optional, tag = "19")]
-    pub tty: Option<TtyFileEntry>,
-    #[prost(message, optional, tag = "20")]
-    pub memfd: Option<MemfdFileEntry>,
-    #[prost(message, optional, tag = "21")]
-    pub bpf: Option<BpfmapFileEntry>,
+    #[prost(message, optional, boxed, tag = "19")]
+    pub tty: Option<Box<TtyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "20")]
+    pub memfd: Option<Box<MemfdFileEntry>>,
+    #[prost(message, optional, boxed, tag = "21")]
+    pub bpf: Option<Box<BpfmapFileEntry>>,
     #[prost(message, optional, tag = "22")]
     pub pidfd: Option<PidfdEntry>,
 }

@@ -199,7 +199,7 @@ fn one(
     source: &dyn ImageSource,
 ) -> Result<(Waiting, OwnedFd), BuildError> {
     let none = RcrSocket::default();
-    let more = extra.and_then(|e| e.socket.as_ref()).unwrap_or(&none);
+    let more = extra.and_then(|e| e.socket.as_deref()).unwrap_or(&none);
     let (local, peer) = addresses(isk, extra);
     let made = sys::socket(isk.family as i32, isk.r#type as i32, isk.proto as i32)?;
     let fd = made.as_fd();

@@ -83,7 +83,7 @@ pub(crate) fn settle(
         let isk = s.entry.isk.as_ref()?;
         let kept = s.extra.socket.as_ref()?.fate() == Fate::Kept;
         let tcp = isk.proto == libc::IPPROTO_TCP as u32;
-        (kept && tcp && goes_on(isk.state)).then(|| isk.clone())
+        (kept && tcp && goes_on(isk.state)).then(|| isk.as_ref().clone())
     };
     let connections: Vec<InetSkEntry> = files.values().filter_map(going_on).collect();
     for isk in &connections {

@@ -1,0 +1,134 @@
+//! The descriptors of a table, looked at by several threads at once: none of
+//! what is read here depends on another one.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+
+use nix::sys::stat::{FileStat, fstat};
+
+use super::super::examined::Early;
+use super::super::fdinfo::FdInfo;
+use super::super::reg::TaskRoot;
+use super::super::{TaskFiles, sys};
+use super::{FileError, proc};
+use crate::sys::SysError;
+
+/// More threads than this gain nothing.
+const THREADS_MAX: usize = 4;
+/// Fewer descriptors than this for each are not worth a thread.
+const SHARE_MIN: usize = 64;
+/// More than `fdinfo` of most files has.
+const FDINFO_BYTES: usize = 4 << 10;
+
+/// What one descriptor leads to.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// Our duplicate.
+    pub dup: OwnedFd,
+    pub stat: FileStat,
+    pub info: FdInfo,
+    /// What `/proc/PID/fd/N` points to.
+    pub link: String,
+    pub early: Early,
+}
+
+/// A task's directories of descriptors.
+struct Places {
+    links: OwnedFd,
+    infos: OwnedFd,
+    root: Option<TaskRoot>,
+}
+
+/// Looks at the descriptors with these numbers, in their order.
+pub(super) fn all(
+    task: &TaskFiles<'_>,
+    numbers: &[u32],
+) -> Result<Vec<Result<Look, FileError>>, FileError> {
+    let dir = |name: &str| {
+        let path = format!("/proc/{}/{name}", task.voice);
+        super::super::reg::open_dir(&path).map_err(|e| proc(task, &path, e))
+    };
+    let places = Places {
+        links: dir("fd")?,
+        infos: dir("fdinfo")?,
+        root: TaskRoot::open(task.voice).ok(),
+    };
+    let threads = thread::available_parallelism().map_or(1, |n| n.get());
+    let share = numbers.len().div_ceil(threads.min(THREADS_MAX));
+    let share = share.max(SHARE_MIN);
+    let look = |numbers: &[u32]| -> Vec<_> {
+        let mut buffer = vec![0; FDINFO_BYTES];
+        let one = |&fd: &u32| one(task, fd, &places, &mut buffer);
+        numbers.iter().map(one).collect()
+    };
+    let mut shares = numbers.chunks(share);
+    let first = shares.next().unwrap_or_default();
+    Ok(thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|n| scope.spawn(|| look(n))).collect();
+        let mut out = look(first);
+        for other in others {
+            match other.join() {
+                Ok(more) => out.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        out
+    }))
+}
+
+fn one(
+    task: &TaskFiles<'_>,
+    fd: u32,
+    places: &Places,
+    buffer: &mut Vec<u8>,
+) -> Result<Look, FileError> {
+    let object = || format!("fd {fd}");
+    let failed = |source| FileError::Task {
+        pid: task.pid,
+        object: object(),
+        source,
+    };
+    let dup = sys::pidfd_getfd(task.pidfd, fd as i32).map_err(failed)?;
+    let stat = fstat(&dup).map_err(|e| failed(SysError::new("fstat", object(), e)))?;
+    let info = match read_info(places.infos.as_fd(), fd, buffer) {
+        Ok(text) => FdInfo::parse(&String::from_utf8_lossy(text)),
+        Err(e) => Err(e.to_string()),
+    };
+    let info = info.map_err(|e| proc(task, &format!("/proc/{}/fdinfo/{fd}", task.voice), e))?;
+    let link = rustix::fs::readlinkat(&places.links, number(fd), Vec::new());
+    let link = link.map_err(|e| proc(task, &format!("/proc/{}/fd/{fd}", task.voice), e))?;
+    let link = link.to_string_lossy().into_owned();
+    let early = Early::of(dup.as_fd(), &info, &stat, &link, places.root.as_ref());
+    Ok(Look {
+        dup,
+        stat,
+        info,
+        link,
+        early: early.map_err(failed)?,
+    })
+}
+
+fn number(fd: u32) -> CString {
+    CString::new(fd.to_string()).expect("digits have no NUL")
+}
+
+/// The kernel gives the whole text at once to whoever has room for it.
+fn read_info<'b>(
+    dir: BorrowedFd<'_>,
+    fd: u32,
+    buffer: &'b mut Vec<u8>,
+) -> std::io::Result<&'b [u8]> {
+    use rustix::fs::{Mode, OFlags};
+    loop {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::openat(dir, number(fd), flags, Mode::empty())?);
+        let len = file.read(buffer)?;
+        if len < buffer.len() {
+            return Ok(&buffer[..len]);
+        }
+        buffer.resize(2 * len, 0);
+    }
+}
