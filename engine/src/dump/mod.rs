@@ -7,6 +7,7 @@
 //! thaws or kills it. After failure the tree is frozen as before, unharmed.
 
 mod check;
+mod facts;
 mod hidden;
 mod numbers;
 mod pages;
@@ -41,7 +42,7 @@ use crate::namespace::pid::Numbering;
 use crate::namespace::{self, MountPolicy, NamespaceError, NsIds, NsKind};
 use crate::predump::{Parent, PreDumpError};
 use crate::remote::RemoteError;
-use crate::sys::SysError;
+use crate::sys::{SysError, parallel};
 use crate::task::nap::Naps;
 use crate::task::seccomp::FilterTable;
 
@@ -209,6 +210,7 @@ struct Dump<'a> {
     sink: &'a mut dyn ImageSink,
     sharing: Sharing,
     naps: &'a Naps,
+    facts: facts::All,
     parent: Option<&'a Parent<'a>>,
     /// Offsets of the first process's time namespace.
     offsets: Offsets,
@@ -240,16 +242,24 @@ struct Ready {
     far: Vec<Range<u64>>,
 }
 
+/// Fewer processes than this for each are not worth a thread.
+const PROCESSES_MIN: usize = 4;
+
 /// Looks at all mappings, refuses what cannot be carried, and settles every
 /// thread before any memory is read: leaving the vDSO runs code of the process.
 fn settle(frozen: &Frozen, tracked: impl Fn(i32) -> bool) -> Result<Vec<Ready>, DumpError> {
     let mut refusals = Vec::new();
     let mut out: Vec<Ready> = Vec::new();
-    for p in frozen.processes.iter().map(|p| &p.info) {
-        let mut vmas = Vec::new();
+    let read = parallel::map(&frozen.processes, PROCESSES_MIN, |p| {
+        match p.info.is_zombie() {
+            true => Ok(Vec::new()),
+            false => maps::read(p.info.voice()),
+        }
+    });
+    for (p, vmas) in frozen.processes.iter().map(|p| &p.info).zip(read) {
+        let what = || format!("mappings of {} (pid {})", p.comm, p.pid);
+        let mut vmas = vmas.map_err(DumpError::io(what()))?;
         if !p.is_zombie() {
-            let what = || format!("mappings of {} (pid {})", p.comm, p.pid);
-            vmas = maps::read(p.voice()).map_err(DumpError::io(what()))?;
             if settled::tidy(p, &vmas)? {
                 vmas = maps::read(p.voice()).map_err(DumpError::io(what()))?;
             }
@@ -342,6 +352,7 @@ fn dump_whole(
         sink,
         sharing,
         naps: &frozen.naps,
+        facts: facts::gather(frozen),
         parent,
         offsets: offsets_of(frozen)?,
         time_ns: NsIds::of(first_voice(frozen))?.get(NsKind::Time),
@@ -380,6 +391,7 @@ fn dump_whole(
         sink,
         sharing: _,
         naps: _,
+        facts: _,
         parent: _,
         offsets: _,
         time_ns: _,

@@ -371,7 +371,7 @@ impl Dump<'_> {
         }
         let mut tc = Some((tc, ids));
         for t in &settled {
-            let (mut core, ext) = self.thread(pid, t, &workshop)?;
+            let (mut core, ext) = self.thread(t, &workshop)?;
             if let Some((tc, ids)) = tc.take() {
                 let leading = TaskCoreEntry {
                     blk_sigset: t.saved.sigmask(),

@@ -1,5 +1,6 @@
 //! One thread: registers, signal state, scheduling, credentials, seccomp.
 
+use super::facts::Facts;
 use super::settled::{Settled, Workshop};
 use super::{Dump, DumpError};
 use crate::arch;
@@ -13,7 +14,7 @@ use crate::remote::{Outcome, Program};
 use crate::sys::process::robust_list;
 use crate::sys::ptrace;
 use crate::task::status::Status;
-use crate::task::{knobs, registers, sched, signals};
+use crate::task::{knobs, registers, signals};
 
 const PR_GET_PDEATHSIG: i32 = 2;
 const PR_GET_SECUREBITS: i32 = 27;
@@ -23,7 +24,6 @@ impl Dump<'_> {
     /// Saves a thread; the leader's image is to be completed.
     pub(super) fn thread(
         &mut self,
-        pid: i32,
         t: &Settled,
         workshop: &Workshop<'_>,
     ) -> Result<(CoreEntry, RcrThread), DumpError> {
@@ -57,7 +57,16 @@ impl Dump<'_> {
         let outcome = workshop.run_in(t, &p)?;
 
         let read_u64 = |o: &Outcome, r| u64::from_le_bytes(o.data(r).try_into().expect("8 bytes"));
-        let status = Status::read(tid).map_err(DumpError::io(format!("status of {tid}")))?;
+        let facts = self.facts.remove(&tid).unwrap_or_else(|| {
+            let gone = "it was not looked at when the tree stood still";
+            Err(std::io::Error::other(gone))
+        });
+        let Facts {
+            status,
+            core: scheduling,
+            ext: more,
+            seen,
+        } = facts.map_err(DumpError::io(format!("thread {tid}")))?;
         let creds = status
             .creds(outcome.result(secbits) as u32)
             .map_err(DumpError::io(format!("credentials of {tid}")))?;
@@ -66,18 +75,15 @@ impl Dump<'_> {
         let mut ext = RcrThread {
             xstate,
             memory_policy: policy::answer(&outcome, asked),
-            ..RcrThread::default()
+            ..more
         };
-        ext.knobs = Some(
-            knobs::answers(pid, tid, &outcome, &knobs_query)
-                .map_err(DumpError::io(format!("settings of {tid}")))?,
-        );
+        ext.knobs = Some(knobs::answers(&seen, &outcome, &knobs_query));
         ext.dispatch = t.saved.dispatch().copied();
         let mode = status.seccomp_mode();
         if mode == SeccompMode::Filter as i32 {
             ext.seccomp_chain = self.filters.save(tid)?;
         }
-        let mut core = ThreadCoreEntry {
+        let core = ThreadCoreEntry {
             futex_rla: rla,
             futex_rla_len: rla_len as u32,
             blk_sigset: Some(t.saved.sigmask()),
@@ -94,10 +100,8 @@ impl Dump<'_> {
                 rseq_cs_pointer: None,
             }),
             cg_set: Some(1),
-            ..ThreadCoreEntry::default()
+            ..scheduling
         };
-        sched::save(pid, tid, &mut core, &mut ext)
-            .map_err(DumpError::io(format!("scheduling of {tid}")))?;
         let mut regs = arch::restart_syscall(t.saved.regs());
         let sleepers = self.parent.map(|p| &p.tracking.sleepers);
         let since = sleepers.and_then(|s| s.since(tid, t.saved.regs()));

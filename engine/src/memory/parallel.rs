@@ -3,13 +3,11 @@
 
 use std::thread;
 
-use crate::sys::SysResult;
 use crate::sys::process::{Span, read_memory, write_parts};
+use crate::sys::{SysResult, parallel};
 
 use super::pagemap::PAGE;
 
-/// More threads than this gain nothing.
-const THREADS_MAX: usize = 4;
 /// Less than this for each is not worth a thread.
 const SHARE_MIN: usize = 8 << 20;
 /// How often the processor is left to a thread that ends.
@@ -44,8 +42,10 @@ pub fn write(pid: i32, parts: &[Part<'_>]) -> SysResult<()> {
 
 /// How much each thread does, in whole pages.
 fn share(all: usize) -> usize {
-    let threads = thread::available_parallelism().map_or(1, |n| n.get());
-    let share = all.div_ceil(threads.min(THREADS_MAX)).max(SHARE_MIN);
+    if all <= SHARE_MIN {
+        return SHARE_MIN;
+    }
+    let share = all.div_ceil(parallel::threads()).max(SHARE_MIN);
     share.next_multiple_of(PAGE as usize)
 }
 

@@ -10,6 +10,7 @@ pub mod map;
 pub mod mqueue;
 pub mod pagemap;
 pub mod paging;
+pub mod parallel;
 pub mod process;
 pub mod ptrace;
 pub mod shm;

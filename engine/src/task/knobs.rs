@@ -57,17 +57,32 @@ pub fn query(p: &mut Program) -> Query {
 }
 
 /// Reads the answers, and what `/proc` tells.
-pub fn answers(pid: i32, tid: i32, outcome: &Outcome, q: &Query) -> io::Result<RcrKnobs> {
+pub fn answers(seen: &Seen, outcome: &Outcome, q: &Query) -> RcrKnobs {
     let tsc = i32::from_le_bytes(outcome.data(q.tsc)[..4].try_into().expect("4 bytes"));
     let chosen = |op: OpId| {
         let value = outcome.result(op);
         (value > 0 && value & SPEC_PRCTL != 0).then_some(value & SPEC_CHOICE)
     };
-    let personality = text::read_string(format!("/proc/{pid}/task/{tid}/personality"))?;
-    Ok(RcrKnobs {
+    RcrKnobs {
         tsc_mode: tsc,
         speculation: q.speculation.map(|op| chosen(op).unwrap_or(0)).to_vec(),
         cpuid_faults: outcome.result(q.cpuid) == 0,
+        personality: seen.personality,
+        io_flusher: seen.io_flusher,
+    }
+}
+
+/// What can be seen from outside of a thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    personality: u32,
+    io_flusher: bool,
+}
+
+/// Looks at a thread from outside.
+pub fn look(pid: i32, tid: i32) -> io::Result<Seen> {
+    let personality = text::read_string(format!("/proc/{pid}/task/{tid}/personality"))?;
+    Ok(Seen {
         personality: u32::from_str_radix(personality.trim(), 16).unwrap_or(0),
         io_flusher: Stat::read(tid)?.number(9) & PF_IO_FLUSHER == PF_IO_FLUSHER,
     })

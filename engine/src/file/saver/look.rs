@@ -4,8 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::thread;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::stat::{FileStat, fstat};
 
@@ -14,10 +13,8 @@ use super::super::fdinfo::FdInfo;
 use super::super::reg::TaskRoot;
 use super::super::{TaskFiles, sys};
 use super::{FileError, proc};
-use crate::sys::SysError;
+use crate::sys::{SysError, parallel};
 
-/// More threads than this gain nothing.
-const THREADS_MAX: usize = 4;
 /// Fewer descriptors than this for each are not worth a thread.
 const SHARE_MIN: usize = 64;
 /// More than `fdinfo` of most files has.
@@ -56,35 +53,21 @@ pub(super) fn all(
         infos: dir("fdinfo")?,
         root: TaskRoot::open(task.voice).ok(),
     };
-    let threads = thread::available_parallelism().map_or(1, |n| n.get());
-    let share = numbers.len().div_ceil(threads.min(THREADS_MAX));
-    let share = share.max(SHARE_MIN);
-    let look = |numbers: &[u32]| -> Vec<_> {
-        let mut buffer = vec![0; FDINFO_BYTES];
-        let one = |&fd: &u32| one(task, fd, &places, &mut buffer);
-        numbers.iter().map(one).collect()
-    };
-    let mut shares = numbers.chunks(share);
-    let first = shares.next().unwrap_or_default();
-    Ok(thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|n| scope.spawn(|| look(n))).collect();
-        let mut out = look(first);
-        for other in others {
-            match other.join() {
-                Ok(more) => out.extend(more),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        out
+    make_room(places.links.as_fd(), numbers.len());
+    Ok(parallel::map(numbers, SHARE_MIN, |&fd| {
+        one(task, fd, &places)
     }))
 }
 
-fn one(
-    task: &TaskFiles<'_>,
-    fd: u32,
-    places: &Places,
-    buffer: &mut Vec<u8>,
-) -> Result<Look, FileError> {
+/// Lets our table grow before threads share it: from then on each time it does,
+/// the kernel waits for all processors (`expand_fdtable`).
+fn make_room(any: BorrowedFd<'_>, descriptors: usize) {
+    let highest = any.as_raw_fd() as usize + descriptors;
+    // Without it all is slower, but the same.
+    let _ = rustix::io::fcntl_dupfd_cloexec(any, highest as RawFd);
+}
+
+fn one(task: &TaskFiles<'_>, fd: u32, places: &Places) -> Result<Look, FileError> {
     let object = || format!("fd {fd}");
     let failed = |source| FileError::Task {
         pid: task.pid,
@@ -93,10 +76,10 @@ fn one(
     };
     let dup = sys::pidfd_getfd(task.pidfd, fd as i32).map_err(failed)?;
     let stat = fstat(&dup).map_err(|e| failed(SysError::new("fstat", object(), e)))?;
-    let info = match read_info(places.infos.as_fd(), fd, buffer) {
-        Ok(text) => FdInfo::parse(&String::from_utf8_lossy(text)),
-        Err(e) => Err(e.to_string()),
-    };
+    let info = read_info(places.infos.as_fd(), fd, |text| {
+        FdInfo::parse(&String::from_utf8_lossy(text))
+    });
+    let info = info.map_err(|e| e.to_string()).flatten();
     let info = info.map_err(|e| proc(task, &format!("/proc/{}/fdinfo/{fd}", task.voice), e))?;
     let link = rustix::fs::readlinkat(&places.links, number(fd), Vec::new());
     let link = link.map_err(|e| proc(task, &format!("/proc/{}/fd/{fd}", task.voice), e))?;
@@ -116,19 +99,16 @@ fn number(fd: u32) -> CString {
 }
 
 /// The kernel gives the whole text at once to whoever has room for it.
-fn read_info<'b>(
-    dir: BorrowedFd<'_>,
-    fd: u32,
-    buffer: &'b mut Vec<u8>,
-) -> std::io::Result<&'b [u8]> {
+fn read_info<T>(dir: BorrowedFd<'_>, fd: u32, look: impl FnOnce(&[u8]) -> T) -> std::io::Result<T> {
     use rustix::fs::{Mode, OFlags};
-    loop {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(dir, number(fd), flags, Mode::empty())?);
-        let len = file.read(buffer)?;
-        if len < buffer.len() {
-            return Ok(&buffer[..len]);
-        }
-        buffer.resize(2 * len, 0);
+    let mut buffer = [0; FDINFO_BYTES];
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, number(fd), flags, Mode::empty())?);
+    let len = file.read(&mut buffer)?;
+    if len < buffer.len() {
+        return Ok(look(&buffer[..len]));
     }
+    let mut text = buffer.to_vec();
+    file.read_to_end(&mut text)?;
+    Ok(look(&text))
 }
