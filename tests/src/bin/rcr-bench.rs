@@ -84,14 +84,15 @@ fn act() -> Result<ExitCode> {
             });
             let json = json.transpose()?;
             let Some(root) = run.root.take() else {
-                measure(&run, json)?;
+                measure(&run, json.as_ref())?;
                 return Ok(ExitCode::SUCCESS);
             };
             let root = root.canonicalize()?;
             let ours = std::mem::replace(&mut run.ours, OURS.into());
             run.peer = Some(cross::THEIRS.into());
-            let kept = json.as_ref().map(File::try_clone).transpose()?;
-            let kept = kept.as_ref().map(File::as_fd);
+            // All other descriptors are closed in the root.
+            let json = json.as_ref();
+            let kept = json.map(File::as_fd);
             let code = cross::enter(&root, &ours, kept, move || match inside(&run, json) {
                 Ok(()) => 0,
                 Err(e) => {
@@ -112,12 +113,12 @@ fn act() -> Result<ExitCode> {
     }
 }
 
-fn inside(run: &Run, json: Option<File>) -> Result<()> {
+fn inside(run: &Run, json: Option<&File>) -> Result<()> {
     std::fs::hard_link(Path::new(cross::OURS), OURS)?;
     measure(run, json)
 }
 
-fn measure(run: &Run, json: Option<File>) -> Result<()> {
+fn measure(run: &Run, json: Option<&File>) -> Result<()> {
     if run.samples == 0 {
         bail!("a median of no samples is none");
     }
