@@ -79,7 +79,7 @@ fn one(task: &TaskFiles<'_>, fd: u32, places: &Places) -> Result<Look, FileError
     let info = read_info(places.infos.as_fd(), fd, |text| {
         FdInfo::parse(&String::from_utf8_lossy(text))
     });
-    let info = info.map_err(|e| e.to_string()).flatten();
+    let info = info.map_err(|e| e.to_string()).and_then(|parsed| parsed);
     let info = info.map_err(|e| proc(task, &format!("/proc/{}/fdinfo/{fd}", task.voice), e))?;
     let link = rustix::fs::readlinkat(&places.links, number(fd), Vec::new());
     let link = link.map_err(|e| proc(task, &format!("/proc/{}/fd/{fd}", task.voice), e))?;
