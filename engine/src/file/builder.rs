@@ -500,7 +500,7 @@ impl<'a> FileBuilder<'a> {
         let mut entry = entry.clone();
         let mut extra = extra.map(Rc::unwrap_or_clone).unwrap_or_default();
         if let Some(socket) = &mut extra.socket {
-            device::renumber(socket, entry.psk.as_mut())?;
+            device::renumber(socket, entry.psk.as_deref_mut())?;
         }
         Ok((Cow::Owned(entry), Some(Rc::new(extra))))
     }
