@@ -9,6 +9,7 @@
 
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod blackout;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(feature = "conformance")]
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod held;
 pub mod probe;
 pub mod resp;
+pub mod row;
 pub mod scenarios;
 pub mod services;
 pub mod upgrade;

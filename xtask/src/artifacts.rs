@@ -127,8 +127,10 @@ pub fn product() -> Result<PathBuf> {
             0o644,
         )?;
     }
-    let workload = build("rcr-tests", &["rcr-workload"])?.remove(0);
-    install_program(&workload, &tree, "usr/local/lib/rcr-workload")?;
+    let helpers = ["rcr-workload", "rcr-plain-kexec"];
+    for (program, name) in build("rcr-tests", &helpers)?.iter().zip(helpers) {
+        install_program(program, &tree, &format!("usr/local/lib/{name}"))?;
+    }
     pack(&tree, "product")
 }
 

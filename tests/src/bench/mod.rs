@@ -12,10 +12,9 @@
 
 pub mod contest;
 pub mod load;
-pub mod row;
 pub mod store;
 pub mod sys;
 pub mod tool;
 pub mod tree;
 
-pub use row::Row;
+pub use crate::row::{self, Row};
