@@ -27,6 +27,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::arch;
 use crate::content::{self, ContentError};
@@ -40,12 +41,17 @@ use crate::sys::SysError;
 use crate::sys::process::tgkill;
 use crate::sys::ptrace;
 use crate::task::{nap, registers};
+use crate::tree::Stat;
 
 use images::Images;
 
 pub(crate) use lazy::can_wait;
 pub use lazy::{PageOrigin, WORTH_WAITING, pagers, serve};
 pub use verify::{Verified, verify};
+
+/// For a stop that was sent to take hold, and between two looks.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+const STOP_POLL: Duration = Duration::from_millis(1);
 
 /// How a restore is made.
 #[derive(Debug, Default)]
@@ -232,8 +238,21 @@ impl Restored {
                 ptrace::detach(t.tid, 0)?;
             }
         }
+        for (p, live) in self.images.live().filter(|(p, _)| p.ext.stop_signal != 0) {
+            let threads = live.threads.iter().filter(|t| p.lives(t.tid));
+            threads.for_each(|t| await_stop(t.tid));
+        }
         self.made.release();
         Ok(())
+    }
+}
+
+/// Waits until a thread that was told to stop has: who looks at it next expects
+/// that. Not for long, as somebody else may have told it to go on.
+fn await_stop(tid: i32) {
+    let end = Instant::now() + STOP_PATIENCE;
+    while Stat::read(tid).is_ok_and(|s| !"TZX".contains(s.state)) && Instant::now() < end {
+        std::thread::sleep(STOP_POLL);
     }
 }
 
