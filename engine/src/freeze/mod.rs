@@ -12,12 +12,14 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use crate::Refusal;
 use crate::file::Connections;
-use crate::sys::SysError;
 use crate::sys::process::{Shared, compare_object};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::text;
+use crate::sys::{SysError, SysResult};
 use crate::task::nap::Naps;
 use crate::tree::{Process, Tree, list_all_tids, thread_is_dead};
 
@@ -167,21 +169,40 @@ pub(crate) fn kill_and_reap(pids: &[i32]) {
     // else of the namespace is reaped: its other threads, in any order, and
     // whoever is somebody else's to reap (zap_pid_ns_processes in the
     // kernel), whom we have to let do it.
+    await_ends(inits);
+}
+
+/// Waits for threads that we trace and that are about to end, in any order:
+/// only then their parents are told.
+fn await_ends(mut tids: Vec<i32>) {
     let end = Instant::now() + INIT_PATIENCE;
-    while !inits.is_empty() && Instant::now() < end {
-        inits.retain(|&tid| !matches!(ptrace::try_wait(tid), Ok(Some(Stop::Gone(_))) | Err(_)));
+    while !tids.is_empty() && Instant::now() < end {
+        tids.retain(|&tid| !matches!(ptrace::try_wait(tid), Ok(Some(Stop::Gone(_))) | Err(_)));
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Lets all these threads go, which we trace; gives the first failure. Those that
+/// are let go first may kill others: these are left to their parents.
+pub(crate) fn let_go(tids: impl Iterator<Item = i32>) -> SysResult<()> {
+    let mut killed = Vec::new();
+    let mut result = Ok(());
+    for tid in tids {
+        match ptrace::detach(tid, 0) {
+            Err(e) if e.errno == Errno::ESRCH => killed.push(tid),
+            done => result = result.and(done),
+        }
+    }
+    await_ends(killed);
+    result
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
         // Before anybody runs on.
         self.paused.pause();
-        for &tid in &self.traced {
-            if let Err(e) = ptrace::detach(tid, 0) {
-                tracing::warn!(tid, "detach: {e}");
-            }
+        if let Err(e) = let_go(self.traced.iter().copied()) {
+            tracing::warn!("{e}");
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::arch;
 use crate::content::{self, ContentError};
 use crate::dump::CARRIED;
 use crate::file::{BuildError, FileBuilder, FileError, SilentConnections};
+use crate::freeze::let_go;
 use crate::image::{ImageError, ImageSource};
 use crate::memory::{MemoryError, sysv};
 use crate::namespace::{self, NamespaceError, NsKind, VethEnd};
@@ -234,10 +235,12 @@ impl Restored {
                 let first = live.threads.iter().find(|t| p.lives(t.tid));
                 tgkill(p.pid, first.map_or(p.pid, |t| t.tid), libc::SIGSTOP)?;
             }
-            for t in live.threads.iter().filter(|t| p.lives(t.tid)) {
-                ptrace::detach(t.tid, 0)?;
-            }
         }
+        let all = self.images.live().flat_map(|(p, live)| {
+            let threads = live.threads.iter().filter(|t| p.lives(t.tid));
+            threads.map(|t| t.tid)
+        });
+        let_go(all)?;
         for (p, live) in self.images.live().filter(|(p, _)| p.ext.stop_signal != 0) {
             let threads = live.threads.iter().filter(|t| p.lives(t.tid));
             threads.for_each(|t| await_stop(t.tid));
