@@ -3,6 +3,8 @@
 //! A process is born stopped, with a mapping of ours at an address that is free
 //! both in our layout and in those of all processes of the dump.
 
+mod sessions;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +17,7 @@ use nix::errno::Errno;
 
 use super::images::{Images, ProcessImage};
 use super::memory::Memory;
-use super::worlds::{Worlds, take};
+use super::worlds::Worlds;
 use super::{RestoreError, RestoreOptions};
 use crate::arch;
 use crate::freeze::kill_and_reap;
@@ -26,6 +28,8 @@ use crate::remote::{Arena, Halt, Program, Tracee, find_syscall};
 use crate::sys::process::{CloneArgs, pidfd_open, spawn_waiting};
 use crate::sys::ptrace::{self, Stop};
 use crate::task::signals;
+
+use sessions::{getsid, lives_outside};
 
 /// Room for our programs: the largest hold a service's seccomp filters.
 const ARENA_BYTES: u64 = 2 << 20;
@@ -217,28 +221,6 @@ impl Nursery<'_, '_, '_> {
         out.into_iter()
     }
 
-    /// How a session of the dump is called while births go on: one that lives
-    /// outside of the tree is replaced by ours.
-    fn called_here(&self, sid: i32) -> i32 {
-        let inside = self.images.has(sid) || self.made.ghosts.contains(&sid);
-        match !inside && lives_outside(sid) {
-            true => getsid(0).unwrap_or(sid),
-            false => sid,
-        }
-    }
-
-    /// The session with an ended leader that a root of the tree left behind
-    /// after it had children in it.
-    fn former_session(&self, p: &ProcessImage) -> Option<i32> {
-        let reaper = p.live.as_ref().and_then(|l| l.tc.child_subreaper);
-        if reaper == Some(true) || self.images.pids.is_init(p.pid) {
-            // They may as well be orphans.
-            return None;
-        }
-        self.needs(p)
-            .find(|&s| !self.images.has(s) && self.called_here(s) == s)
-    }
-
     /// A brother that has the kernel objects which a process does not have
     /// for itself, where the parent has not.
     fn sharing_brother(&self, p: &ProcessImage) -> Option<i32> {
@@ -307,55 +289,6 @@ impl Nursery<'_, '_, '_> {
             return self.fork(p.ppid, p, 0);
         }
         self.fork(p.sid, p, libc::CLONE_PARENT as u64)
-    }
-
-    fn become_leader(&mut self, pid: i32) -> Result<(), RestoreError> {
-        let mut prog = Program::new();
-        prog.call(libc::SYS_setsid, "become a session leader", &[]);
-        self.run(pid, &prog)?;
-        self.terminal(pid, |_| Some((libc::TIOCSCTTY as i32, 0)))
-    }
-
-    /// What the leader of a session has its terminal do, if it has one:
-    /// request and argument, from the foreground process group.
-    fn terminal(
-        &mut self,
-        sid: i32,
-        request: impl FnOnce(i32) -> Option<(i32, i32)>,
-    ) -> Result<(), RestoreError> {
-        let files = &mut *self.memory.files;
-        let Some((id, group)) = files.controlling(sid) else {
-            return Ok(());
-        };
-        let Some((request, value)) = request(group) else {
-            return Ok(());
-        };
-        let ours = files.open(id)?.as_raw_fd();
-        let mut prog = Program::new();
-        let fd = take(&mut prog, self.birth.pidfd, ours);
-        let mut args = vec![fd.into(), request.into()];
-        match request as u64 {
-            libc::TIOCSPGRP => args.push(prog.bytes(&value.to_ne_bytes()).into()),
-            _ => args.push(value.into()),
-        }
-        prog.call(libc::SYS_ioctl, format!("terminal of session {sid}"), &args);
-        prog.call(libc::SYS_close, "close the terminal", &[fd.into()]);
-        self.run(sid, &prog)
-    }
-
-    /// Puts process groups into the foreground of their terminals.
-    fn foreground(&mut self) -> Result<(), RestoreError> {
-        let images = self.images;
-        for p in images.processes.iter().filter(|p| p.sid == p.pid) {
-            // One that has ended is in nobody's foreground.
-            let lives = |g: i32| images.processes.iter().any(|q| q.pgid == g);
-            let seen = |g| images.pids.seen(p.pid, g);
-            let request = |g| lives(g).then(|| (libc::TIOCSPGRP as i32, seen(g)));
-            if p.live.is_some() {
-                self.terminal(p.pid, request)?;
-            }
-        }
-        Ok(())
     }
 
     /// Stand-ins inside of the tree end, and their parents forget them.
@@ -585,81 +518,6 @@ impl Nursery<'_, '_, '_> {
         std::fs::write(&file, p.pid.to_string())
             .map_err(RestoreError::io(format!("{}", file.display())))
     }
-
-    /// A leader that had ended: something has to hold its session's id while
-    /// the members are made.
-    fn ghost_leader(&mut self, sid: i32, cgroup: &str) -> Result<(), RestoreError> {
-        wait_for_pid(sid)?;
-        self.spawn(sid, cgroup)?;
-        self.made.ghosts.push(sid);
-        let mut prog = Program::new();
-        prog.call(libc::SYS_setsid, "stand in for a session leader", &[]);
-        self.run(sid, &prog)
-    }
-
-    /// Process groups, their leaders first.
-    fn groups(&self) -> Result<(), RestoreError> {
-        let mut order: Vec<&ProcessImage> = self
-            .images
-            .processes
-            .iter()
-            .filter(|p| p.sid != p.pid)
-            .collect();
-        order.sort_by_key(|p| p.pgid != p.pid);
-        for p in order {
-            if getpgid(p.pid)? == p.pgid {
-                continue;
-            }
-            // A group outside of the tree lives on without this process.
-            if !self.images.has(p.pgid) && !self.made.ghosts.contains(&p.pgid) {
-                continue;
-            }
-            let mut prog = Program::new();
-            let group = self.images.pids.seen(p.pid, p.pgid);
-            let args = [0.into(), group.into()];
-            prog.call(
-                libc::SYS_setpgid,
-                format!("join process group {}", p.pgid),
-                &args,
-            );
-            self.run(p.pid, &prog)?;
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), RestoreError> {
-        for p in &self.images.processes {
-            let sid = getsid(p.pid)?;
-            let inside = self.images.has(p.sid)
-                || self.made.ghosts.contains(&p.sid)
-                || !lives_outside(p.sid);
-            if inside && sid != p.sid {
-                let what = format!("is in session {sid} instead of {}", p.sid);
-                return Err(RestoreError::Tree { pid: p.pid, what });
-            }
-        }
-        Ok(())
-    }
-}
-
-fn getsid(pid: i32) -> Result<i32, RestoreError> {
-    let sid = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid)));
-    Ok(sid
-        .map_err(|e| RestoreError::io("getsid")(e.into()))?
-        .as_raw())
-}
-
-/// Whether a session is none of the tree's. 0 stands for one that the tree's
-/// PID namespace does not know.
-fn lives_outside(sid: i32) -> bool {
-    sid == 0 || Path::new(&format!("/proc/{sid}")).exists()
-}
-
-fn getpgid(pid: i32) -> Result<i32, RestoreError> {
-    let pgid = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid)));
-    Ok(pgid
-        .map_err(|e| RestoreError::io("getpgid")(e.into()))?
-        .as_raw())
 }
 
 fn taken(pid: i32) -> RestoreError {
