@@ -1,5 +1,7 @@
 //! IP sockets without connections, and sockets of other families.
 
+mod others;
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -77,22 +79,32 @@ pub const CASES: &[Case] = &[
     Case::new(
         "sockets/packet",
         "a packet socket bound to an interface, with options and groups",
-        packet,
+        others::packet,
     ),
     Case::new(
         "sockets/packet-fanout",
         "packet sockets of a fanout group",
-        packet_fanout,
+        others::packet_fanout,
     ),
     Case::new(
         "sockets/packet-ring",
         "a packet socket with a ring in shared memory",
-        packet_ring,
+        others::packet_ring,
     )
     .not_yet(),
-    Case::new("sockets/vsock", "a socket to virtual machines", vsock).refused(),
-    Case::new("sockets/xdp", "an XDP socket", xdp).refused(),
-    Case::new("sockets/crypto", "a socket of the kernel's crypto", crypto).refused(),
+    Case::new(
+        "sockets/vsock",
+        "a socket to virtual machines",
+        others::vsock,
+    )
+    .refused(),
+    Case::new("sockets/xdp", "an XDP socket", others::xdp).refused(),
+    Case::new(
+        "sockets/crypto",
+        "a socket of the kernel's crypto",
+        others::crypto,
+    )
+    .refused(),
 ];
 
 fn make(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
@@ -517,101 +529,4 @@ fn bpf_filter(_: &Stage) -> Result<Check> {
         f.same("a long one", &4, &socket.recv(&mut word)?);
         Ok(())
     }))
-}
-
-const ETH_P_IP: u16 = 0x0800;
-const SOL_PACKET: i32 = 263;
-
-fn packet_socket() -> Result<OwnedFd> {
-    let fd = make(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
-    let mut at = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
-    at.extend_from_slice(&ETH_P_IP.to_be_bytes());
-    at.extend_from_slice(&1i32.to_ne_bytes());
-    at.resize(20, 0);
-    // SAFETY: the address outlives the call.
-    let r = unsafe { libc::bind(fd.as_raw_fd(), at.as_ptr().cast(), 20) };
-    anyhow::ensure!(r == 0, "bind: {}", std::io::Error::last_os_error());
-    Ok(fd)
-}
-
-fn packet(_: &Stage) -> Result<Check> {
-    let fd = packet_socket()?;
-    // PACKET_AUXDATA, PACKET_ORIGDEV; PACKET_ADD_MEMBERSHIP: promiscuous on lo.
-    set_option(&fd, SOL_PACKET, 8, 1)?;
-    set_option(&fd, SOL_PACKET, 9, 1)?;
-    let mut request = 1i32.to_ne_bytes().to_vec();
-    request.extend_from_slice(&1u16.to_ne_bytes());
-    request.resize(16, 0);
-    set_option_bytes(&fd, SOL_PACKET, 1, &request)?;
-    Ok(Box::new(move |f| {
-        for name in [8, 9] {
-            let is = get_option(&fd, SOL_PACKET, name, 4)?;
-            f.same("an option", &1i32.to_ne_bytes().to_vec(), &is);
-        }
-        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-        sender.send_to(b"look for these bytes", sender.local_addr()?)?;
-        // Frames of the runner's making do not come by here; those before the dump may.
-        let mut frame = [0; 2000];
-        loop {
-            let n = recv(fd.as_raw_fd(), &mut frame, MsgFlags::empty())?;
-            if frame[..n].ends_with(b"look for these bytes") {
-                return Ok(());
-            }
-        }
-    }))
-}
-
-fn packet_fanout(_: &Stage) -> Result<Check> {
-    let all = [packet_socket()?, packet_socket()?];
-    let group = 77i32 | 1 << 16; // PACKET_FANOUT_LB
-    for fd in &all {
-        set_option(fd, SOL_PACKET, 18, group)?;
-    }
-    Ok(Box::new(move |f| {
-        for fd in &all {
-            let is = get_option(fd, SOL_PACKET, 18, 4)?;
-            f.same("fanout", &group.to_ne_bytes().to_vec(), &is);
-        }
-        Ok(())
-    }))
-}
-
-fn packet_ring(stage: &Stage) -> Result<Check> {
-    let fd = packet_socket()?;
-    // PACKET_RX_RING: struct tpacket_req.
-    let request: Vec<u8> = [4096u32, 4, 2048, 8]
-        .iter()
-        .flat_map(|w| w.to_ne_bytes())
-        .collect();
-    set_option_bytes(&fd, SOL_PACKET, 5, &request)?;
-    stage.expect_refusal(&[format!("fd {}", fd.as_raw_fd()), "ring".into()])?;
-    Ok(Box::new(move |f| {
-        let is = get_option(&fd, SOL_PACKET, 10, 4)?;
-        f.same("version", &0i32.to_ne_bytes().to_vec(), &is);
-        Ok(())
-    }))
-}
-
-fn refused(stage: &Stage, fd: OwnedFd, name: &str) -> Result<Check> {
-    stage.expect_refusal(&[format!("fd {}", fd.as_raw_fd()), name.into()])?;
-    Ok(Box::new(move |_| {
-        get_option(&fd, libc::SOL_SOCKET, libc::SO_DOMAIN, 4).map(drop)
-    }))
-}
-
-fn vsock(stage: &Stage) -> Result<Check> {
-    let fd = make(libc::AF_VSOCK, libc::SOCK_STREAM, 0)?;
-    refused(stage, fd, "virtual machine")
-}
-
-fn xdp(stage: &Stage) -> Result<Check> {
-    refused(stage, make(libc::AF_XDP, libc::SOCK_RAW, 0)?, "XDP")
-}
-
-fn crypto(stage: &Stage) -> Result<Check> {
-    refused(
-        stage,
-        make(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)?,
-        "crypto",
-    )
 }

@@ -1,7 +1,8 @@
 //! Unix sockets in odd states, and what waits in their queues.
 
-use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+mod rights;
+
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
@@ -10,43 +11,43 @@ use anyhow::{Context, Result};
 use nix::cmsg_space;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    bind, getsockname, recvmsg, send, sendmsg, setsockopt, socket, socketpair, sockopt,
+    bind, getsockname, recvmsg, send, sendmsg, socket, socketpair,
 };
 
 use crate::conformance::sys::{get_option, set_option};
-use crate::conformance::{Case, Check, Findings, Member, Stage};
+use crate::conformance::{Case, Check, Stage};
 
 /// The programs of this area.
 pub const CASES: &[Case] = &[
     Case::new(
         "sockets/rights-file",
         "a file on its way through a stream, before further bytes",
-        rights_file,
+        rights::rights_file,
     ),
     Case::new(
         "sockets/rights-only",
         "a pipe whose ends are only in a datagram's control message",
-        rights_only,
+        rights::rights_only,
     ),
     Case::new(
         "sockets/rights-packets",
         "descriptors in several packets of a SEQPACKET pair",
-        rights_packets,
+        rights::rights_packets,
     ),
     Case::new(
         "sockets/rights-nested",
         "a socket on its way, with descriptors in its own queue",
-        rights_nested,
+        rights::rights_nested,
     ),
     Case::new(
         "sockets/rights-itself",
         "a socket on its way through its own queue",
-        rights_itself,
+        rights::rights_itself,
     ),
     Case::new(
         "sockets/credentials-queued",
         "a message with the credentials of its sender, another process",
-        credentials_queued,
+        rights::credentials_queued,
     ),
     Case::new(
         "sockets/senders-named",
@@ -148,167 +149,6 @@ fn receive(from: &impl AsRawFd, max: usize) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
         unsafe { OwnedFd::from_raw_fd(n) }
     };
     Ok((data, files.drain(..).map(own).collect()))
-}
-
-fn rights_file(stage: &Stage) -> Result<Check> {
-    let (a, b) = UnixStream::pair()?;
-    let path = stage.path("file");
-    std::fs::write(&path, "0123456789")?;
-    let fill = move || -> Result<()> {
-        let mut file = File::open(&path)?;
-        file.seek(SeekFrom::Start(4))?;
-        send_with(&a, b"with", &[file.as_raw_fd()])?;
-        send_with(&a, b"after", &[])
-    };
-    fill()?;
-    Ok(Box::new(move |f| {
-        let (data, files) = receive(&b, 100)?;
-        f.same("with the file", b"with".as_slice(), &data);
-        f.same("one file", &1, &files.len());
-        let mut text = String::new();
-        let file = files.into_iter().next().context("no file")?;
-        File::from(file).read_to_string(&mut text)?;
-        f.same("its rest", "456789", &text);
-        let (data, _) = receive(&b, 100)?;
-        f.same("after", b"after".as_slice(), &data);
-        fill()
-    }))
-}
-
-fn rights_only(_: &Stage) -> Result<Check> {
-    let (a, b) = pair(SockType::Datagram)?;
-    let fill = move || -> Result<()> {
-        let (r, w) = nix::unistd::pipe()?;
-        File::from(w.try_clone()?).write_all(b"in the pipe")?;
-        send_with(&a, b"ends", &[r.as_raw_fd(), w.as_raw_fd()])
-    };
-    fill()?;
-    Ok(Box::new(move |f| {
-        let (data, files) = receive(&b, 100)?;
-        f.same("the message", b"ends".as_slice(), &data);
-        let mut files = files.into_iter().map(File::from);
-        let (Some(mut r), Some(w)) = (files.next(), files.next()) else {
-            anyhow::bail!("no pipe");
-        };
-        drop(w);
-        let mut text = String::new();
-        r.read_to_string(&mut text)?;
-        f.same("in the pipe", "in the pipe", &text);
-        fill()
-    }))
-}
-
-fn rights_packets(stage: &Stage) -> Result<Check> {
-    let (a, b) = pair(SockType::SeqPacket)?;
-    let path = stage.path("shared");
-    let shared = File::create(&path)?;
-    let mine = shared.try_clone()?;
-    let fill = move || -> Result<()> {
-        let number = shared.as_raw_fd();
-        send_with(&a, b"one", &[number])?;
-        send_with(&a, b"none", &[])?;
-        send_with(&a, b"two", &[number, number])
-    };
-    fill()?;
-    Ok(Box::new(move |f| {
-        let mut all = Vec::new();
-        for (data, count) in [(b"one".as_slice(), 1), (b"none", 0), (b"two", 2)] {
-            let (got, files) = receive(&b, 100)?;
-            f.same("a packet", data, &got);
-            f.same("its files", &count, &files.len());
-            all.extend(files);
-        }
-        // All are one open file: its position moves for all of them.
-        (&mine).seek(SeekFrom::Start(77))?;
-        for file in all {
-            let at = File::from(file).stream_position()?;
-            f.same("position", &77, &at);
-        }
-        fill()
-    }))
-}
-
-fn rights_nested(_: &Stage) -> Result<Check> {
-    let (outer, reader) = UnixStream::pair()?;
-    let fill = move || -> Result<()> {
-        let (inner, inner_reader) = UnixStream::pair()?;
-        let (r, w) = nix::unistd::pipe()?;
-        File::from(w).write_all(b"deep inside")?;
-        send_with(&inner, b"i", &[r.as_raw_fd()])?;
-        send_with(&outer, b"o", &[inner_reader.as_raw_fd()])
-    };
-    fill()?;
-    Ok(Box::new(move |f| {
-        let (_, files) = receive(&reader, 10)?;
-        let inner = files.into_iter().next().context("no socket")?;
-        let (data, files) = receive(&inner, 10)?;
-        f.same("through the inner one", b"i".as_slice(), &data);
-        let mut text = String::new();
-        let r = files.into_iter().next().context("no pipe")?;
-        File::from(r).read_to_string(&mut text)?;
-        f.same("in the pipe", "deep inside", &text);
-        fill()
-    }))
-}
-
-fn rights_itself(_: &Stage) -> Result<Check> {
-    let (a, b) = UnixStream::pair()?;
-    send_with(&a, b"self", &[b.as_raw_fd(), a.as_raw_fd()])?;
-    Ok(Box::new(move |f| {
-        let (data, files) = receive(&b, 10)?;
-        f.same("the message", b"self".as_slice(), &data);
-        f.same("files", &2, &files.len());
-        let [mut again_b, again_a]: [File; 2] = files
-            .into_iter()
-            .map(File::from)
-            .collect::<Vec<_>>()
-            .try_into()
-            .map_err(|_| anyhow::anyhow!("no sockets"))?;
-        (&a).write_all(b"ping")?;
-        let mut word = [0; 4];
-        again_b.read_exact(&mut word)?;
-        f.same("through the other descriptor", b"ping", &word);
-        drop(again_a);
-        send_with(&a, b"self", &[b.as_raw_fd(), a.as_raw_fd()])
-    }))
-}
-
-fn credentials_queued(_: &Stage) -> Result<Check> {
-    let (a, b) = UnixDatagram::pair()?;
-    setsockopt(&b, sockopt::PassCred, &true)?;
-    let theirs = a.try_clone()?;
-    let member = Member::start("the sender", move || {
-        theirs.send(b"from the member")?;
-        Ok(Box::new(move |_: &mut Findings| {
-            theirs.send(b"from the member")?;
-            Ok(())
-        }) as Check)
-    })?;
-    a.send(b"from the first")?;
-    let me = std::process::id() as i32;
-    Ok(Box::new(move |f| {
-        for (text, pid) in [
-            (b"from the member".as_slice(), member.pid),
-            (b"from the first", me),
-        ] {
-            let mut data = [0; 100];
-            let mut space = cmsg_space!(nix::sys::socket::UnixCredentials);
-            let mut iov = [IoSliceMut::new(&mut data)];
-            let flags = MsgFlags::empty();
-            let got = recvmsg::<()>(b.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
-            let mut sender = None;
-            for c in got.cmsgs()? {
-                if let ControlMessageOwned::ScmCredentials(c) = c {
-                    sender = Some(c.pid());
-                }
-            }
-            let n = got.bytes;
-            f.same("its sender", &Some(pid), &sender);
-            f.same("the message", text, &data[..n]);
-        }
-        member.check(f)?;
-        Ok(a.send(b"from the first").map(drop)?)
-    }))
 }
 
 fn senders_named(stage: &Stage) -> Result<Check> {
