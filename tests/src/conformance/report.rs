@@ -6,7 +6,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{Case, Fate};
-use crate::conformance::case::PidNs;
 
 /// What a program goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,10 +41,6 @@ impl Mode {
     /// The modes of a program.
     pub fn of(case: &Case) -> &'static [Mode] {
         match case.fate {
-            // A dump upon a pre-dump is refused there.
-            Fate::Carried if case.pid_ns != PidNs::Ours => {
-                &[Mode::Restore, Mode::LeaveRunning, Mode::Again, Mode::Lazy]
-            }
             Fate::Carried => &[
                 Mode::Restore,
                 Mode::LeaveRunning,
