@@ -16,6 +16,8 @@ def connect():
     program = ["/run/rcr/criu", "swrk", number]
     subprocess.Popen(program, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     theirs.close()
+    # Only so that nobody waits for ever for an answer that never comes.
+    ours.settimeout(300)
     return ours
 
 
@@ -52,6 +54,7 @@ if what == "dump":
     refused = request(rpc.DUMP)
     refused.opts.pid = pid
     refused.opts.lazy_pages = True
+    refused.opts.leave_running = True
     answer = ask(connection, refused)
     assert not answer.success and "lazy-pages" in answer.cr_errmsg, answer
     assert stages == [], stages
