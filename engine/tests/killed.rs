@@ -113,10 +113,7 @@ fn plays_the_workload() {
         print!("!");
         io::stdout().flush().unwrap();
         // The standard output leads out of the tree, as whatever else was left
-        // open for this test.
-        let null = std::fs::File::open("/dev/null").unwrap();
-        nix::unistd::dup2_stdout(&null).unwrap();
-        drop(null);
+        // open for this test. It goes last: its end tells that all is ready.
         let fds = std::fs::read_dir("/proc/self/fd").unwrap();
         let fds = fds.filter_map(|f| f.unwrap().file_name().to_str()?.parse::<i32>().ok());
         for fd in fds.collect::<Vec<_>>() {
@@ -125,6 +122,9 @@ fn plays_the_workload() {
                 let _ = nix::unistd::close(fd);
             }
         }
+        let null = std::fs::File::open("/dev/null").unwrap();
+        nix::unistd::dup2_stdout(&null).unwrap();
+        drop(null);
         let _ = from.read(&mut byte);
     });
     loop {
