@@ -204,11 +204,22 @@ fn settles(pid: u32, wanted: &BTreeMap<String, Vec<String>>) -> bool {
     true
 }
 
+/// Ends with the test, however that ends.
+struct Workload(Child);
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_killed_dump_leaves_the_tree_as_it_was() {
-    let mut workload = part("workload", 0);
+    let mut workload = Workload(part("workload", 0));
+    let workload = &mut workload.0;
     let pid = workload.id();
-    wait_for_mark(&mut workload);
+    wait_for_mark(workload);
     // It has forgotten what it prints to.
     let mut rest = Vec::new();
     workload
@@ -245,6 +256,4 @@ fn a_killed_dump_leaves_the_tree_as_it_was() {
     println!("{left_behind} mappings were left behind by {kills} killed dumps");
     assert!(part("dump", pid).wait().unwrap().success());
     assert_eq!(workload.try_wait().unwrap(), None);
-    workload.kill().unwrap();
-    workload.wait().unwrap();
 }

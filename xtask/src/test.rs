@@ -1,10 +1,12 @@
 //! `cargo xtask test`.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use rcr_tests::scenarios::{self, Bench};
+use rcr_tests::vm::console::Console;
 use rcr_tests::vm::qemu::Accel;
 
 use crate::{artifacts, containers, host, image, peer, root, vm_dir};
@@ -217,8 +219,25 @@ fn machine_steps(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
     };
     for scenario in wanted {
         println!("-- {}: {}", scenario.name, scenario.shows);
-        let (result, elapsed) = scenario.run(&bench);
+        let (mut result, mut elapsed) = scenario.run(&bench);
+        if result.is_err() && accel == Accel::Tcg && has_lost_timers(&dir.join(scenario.name)) {
+            println!(
+                "   failed after {:.1} s, but the guest's kernel says that a processor's timers \
+                 have stopped, which is the emulator's fault: once more",
+                elapsed.as_secs_f64()
+            );
+            (result, elapsed) = scenario.run(&bench);
+        }
         tally.count(scenario.name, result, elapsed);
     }
     Ok(())
+}
+
+/// Whether the kernel of an emulated machine found a processor whose timers do
+/// not fire any more: now and then QEMU loses them on a busy host.
+fn has_lost_timers(machine: &Path) -> bool {
+    let console = Console::new(machine.join("console.log"));
+    console
+        .all()
+        .contains("Possible timer handling issue on cpu=")
 }
