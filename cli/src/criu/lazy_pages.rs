@@ -13,7 +13,7 @@ use rcr_engine::restore::{PageOrigin, serve};
 use super::options::Options;
 use super::page_server::Asker;
 use super::places::Places;
-use super::{Error, daemon, pidfile, restore};
+use super::{Error, daemon};
 
 /// In the work directory: where restorers come.
 const SOCKET: &str = "lazy-pages.socket";
@@ -34,14 +34,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
         _ => {}
     }
     let listener = UnixListener::bind(&path).with_context(told)?;
-    if options.detached && !daemon::detach(options, &places)? {
+    if !daemon::stand(options, &places)? {
         return Ok(ExitCode::SUCCESS);
-    }
-    if let (Some(name), false) = (&options.pidfile, options.detached) {
-        pidfile::write(&places.in_work(name), std::process::id() as i32)?;
-    }
-    if let Some(fd) = options.status_fd {
-        restore::ready(fd)?;
     }
     let done = fill(&listener, &path, &source, origin);
     if let Err(e) = &done {

@@ -7,7 +7,7 @@
 //! It saves time and nothing depends on it: where it is not possible, or would
 //! not be worth it, the freeze copies everything, and it is told why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -29,8 +29,8 @@ const ROUNDS_MAX: usize = 8;
 pub struct Ahead {
     budget: Duration,
     units: BTreeMap<String, Copied>,
-    /// Why a service's memory is not copied ahead.
-    left: BTreeMap<String, String>,
+    /// Services that could not be copied.
+    left: BTreeSet<String>,
 }
 
 /// A service's memory as it was a moment ago.
@@ -55,7 +55,7 @@ impl Ahead {
         Ahead {
             budget,
             units: BTreeMap::new(),
-            left: BTreeMap::new(),
+            left: BTreeSet::new(),
         }
     }
 
@@ -69,11 +69,7 @@ impl Ahead {
         if self.budget.is_zero() {
             return;
         }
-        let round = self.round(services, store);
-        self.tell(&round, progress);
-        for (unit, reason) in &self.left {
-            progress.note(&format!("{unit}: not copied while it runs: {reason}"));
-        }
+        self.round(services, store, progress);
     }
 
     /// Copies what was written since, until it is little, or does not get less.
@@ -88,8 +84,7 @@ impl Ahead {
             if self.units.is_empty() {
                 return;
             }
-            let round = self.round(services, store);
-            self.tell(&round, progress);
+            let round = self.round(services, store, progress);
             let stuck = round.took > last.mul_f64(0.75);
             let full = store.used() + 2 * round.bytes > store.capacity();
             // What is written during a round takes no longer than the round.
@@ -143,12 +138,17 @@ impl Ahead {
         Ok(())
     }
 
-    fn round(&mut self, services: &[Service], store: &mut Writer<HugeRegion>) -> Round {
+    fn round(
+        &mut self,
+        services: &[Service],
+        store: &mut Writer<HugeRegion>,
+        progress: &mut Progress,
+    ) -> Round {
         let start = Instant::now();
         let mut round = Round::default();
         for service in services {
             let unit = &service.unit.id;
-            if self.left.contains_key(unit) {
+            if self.left.contains(unit) {
                 continue;
             }
             let before = self.units.remove(unit);
@@ -157,18 +157,18 @@ impl Ahead {
                     self.units.insert(unit.clone(), copied);
                     round.bytes += bytes;
                 }
-                Err(e) => drop(self.left.insert(unit.clone(), format!("{e:#}"))),
+                Err(e) => {
+                    progress.note(&format!("{unit}: not copied while it runs: {e:#}"));
+                    self.left.insert(unit.clone());
+                }
             }
         }
         // What is in the store by now does not change any more.
         store.settle();
         round.took = start.elapsed();
-        round
-    }
-
-    fn tell(&self, round: &Round, progress: &mut Progress) {
         let (bytes, ms) = (round.bytes >> 10, round.took.as_millis());
         progress.note(&format!("{bytes} KiB copied in {ms} ms"));
+        round
     }
 }
 

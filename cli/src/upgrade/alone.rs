@@ -63,6 +63,14 @@ impl Leaving {
         Ok(Leaving { ahead, loaded })
     }
 
+    /// Copies the services' memory once while everything else stops.
+    pub fn copy_ahead(&mut self, progress: &mut Progress) {
+        let Loaded {
+            services, store, ..
+        } = &mut self.loaded;
+        self.ahead.start(services, store, progress);
+    }
+
     /// Waits until it has. The visitor waits at the gate for our word.
     pub fn wait(self) -> Result<(Alone, Visitor)> {
         let Leaving { ahead, loaded } = self;

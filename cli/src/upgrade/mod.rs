@@ -193,7 +193,14 @@ fn leave(
         signals::check().or_rolled_back()?;
         progress.end("ahead");
     }
-    Leaving::begin(loaded, ahead, transition, fail_at)
+    let mut leaving = Leaving::begin(loaded, ahead, transition, fail_at)?;
+    if transition == Transition::Again {
+        // The rest stops anyway.
+        progress.begin("copying memory while the services run");
+        leaving.copy_ahead(progress);
+        progress.end("ahead");
+    }
+    Ok(leaving)
 }
 
 /// From the transition to everything in the store. Failures up to the gate put

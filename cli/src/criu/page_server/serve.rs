@@ -16,7 +16,7 @@ use rcr_engine::predump;
 use super::{Head, IN_PARENT, LAZY, Owner, PRESENT, What, given_socket, listen};
 use crate::criu::options::Options;
 use crate::criu::places::Places;
-use crate::criu::{Error, daemon, pidfile, restore};
+use crate::criu::{Error, daemon};
 
 /// Flags that pages may have.
 const KNOWN: u32 = IN_PARENT | LAZY | PRESENT;
@@ -30,14 +30,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
         None => Some(listen(options)?),
         Some(_) => None,
     };
-    if options.detached && !daemon::detach(options, &places)? {
+    if !daemon::stand(options, &places)? {
         return Ok(ExitCode::SUCCESS);
-    }
-    if let (Some(name), false) = (&options.pidfile, options.detached) {
-        pidfile::write(&places.in_work(name), std::process::id() as i32)?;
-    }
-    if let Some(fd) = options.status_fd {
-        restore::ready(fd)?;
     }
     let done = (|| {
         let stream = match (given, &listener) {
